@@ -1,0 +1,193 @@
+"""How the reference checkpoint was made: `bitfrontier train-reference OUT` runs this file and nothing else.
+
+A LLaMA-architecture model of 3.7 million parameters, a byte-level BPE of 2,048 tokens, and the Python source of the
+pinned sympy. Deterministic given the seed and the environment key: the data of a step follow from its number.
+"""
+
+import csv
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from suite.adaptation.training import Schedule, train
+from suite.reference.text import LENGTH, PINNED, RUN, START, Part, cut_rows, read_files, repeats_of
+
+VOCABULARY = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything the checkpoint depends on, apart from the environment."""
+
+    seed: int = 0
+    batch_rows: int = 16
+    hidden: int = 256
+    blocks: int = 4
+    mlp: int = 768
+    heads: int = 8
+    cache_heads: int = 4
+    autocast: bool = False  # bfloat16 autocast: faster only where the processor multiplies bfloat16 natively
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=4000))
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """A byte-level BPE of `VOCABULARY` tokens; `START` is token 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[START], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def batch_at(stream: np.ndarray, step: int, batch_rows: int, seed: int) -> torch.Tensor:
+    """The rows (batch_rows, LENGTH) of update `step`: each epoch shifts the stream and shuffles its rows anew."""
+    per_epoch = (len(stream) - LENGTH) // LENGTH // batch_rows
+    epoch, index = divmod(step, per_epoch)
+    rng = np.random.default_rng((seed, epoch))
+    shift = int(rng.integers(LENGTH))
+    starts = rng.permutation((len(stream) - LENGTH) // LENGTH)[index * batch_rows : (index + 1) * batch_rows]
+    return torch.from_numpy(np.stack([stream[shift + s * LENGTH :][:LENGTH] for s in starts]))
+
+
+def weight_statistics(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation, excess kurtosis and absolute maximum of every parameter."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        w = parameter.detach().double().flatten()
+        spread = w.std(correction=0)
+        kurtosis = ((w - w.mean()) ** 4).mean() / spread**4 - 3 if spread > 0 else torch.tensor(0.0)
+        figures = {"mean": w.mean(), "std": spread, "kurtosis": kurtosis, "absmax": w.abs().max()}
+        found[name] = {key: float(f"{float(value):.6g}") for key, value in figures.items()}
+    return found
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, rows: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood of tokens 2..LENGTH of each row."""
+    sums = [model(input_ids=part, labels=part).loss.double() * len(part) for part in torch.from_numpy(rows).split(32)]
+    return float((torch.stack(sums).sum() / len(rows)).exp())
+
+
+def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] = lambda step, loss_nats: None) -> dict:
+    """Train the checkpoint into the directory `out` (resuming there) and return its data card."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer, parts, names = _prepare(out)
+    stream = np.concatenate(parts["training"])
+    torch.manual_seed(plan.seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=plan.hidden, num_hidden_layers=plan.blocks, intermediate_size=plan.mlp,
+        num_attention_heads=plan.heads, num_key_value_heads=plan.cache_heads, max_position_embeddings=LENGTH,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, dtype="float32",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    snapshots = {"initial": weight_statistics(model)}
+    validation, _ = cut_rows(parts["validation"], LENGTH)
+    started = time.monotonic()
+    log: list[dict] = _read_log(out / "log.csv")
+    seconds_before = log[-1]["seconds"] if log else 0.0
+    if (out / "half.json").exists():
+        snapshots["half"] = json.loads((out / "half.json").read_text())
+    window: list[float] = []
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = batch_at(stream, step, plan.batch_rows, plan.seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=plan.autocast):
+            return model(input_ids=rows, labels=rows).loss
+
+    def after(step: int, loss_nats: float) -> None:
+        report(step, loss_nats)
+        window.append(loss_nats)
+        if step == plan.schedule.steps // 2:
+            snapshots["half"] = weight_statistics(model)
+            (out / "half.json").write_text(json.dumps(snapshots["half"]))
+        if step % 250 == 0 or step == plan.schedule.steps:
+            model.eval()
+            rows = validation if step == plan.schedule.steps else validation[::4]
+            log[:] = [row for row in log if row["step"] < step]  # a killed run may have logged past its checkpoint
+            log.append({
+                "step": step, "tokens": step * plan.batch_rows * LENGTH, "rate": plan.schedule.rate_at(step - 1),
+                "training_nats": float(np.mean(window)), "validation_perplexity": perplexity(model, rows),
+                "seconds": round(seconds_before + time.monotonic() - started, 1),
+            })  # fmt: skip
+            model.train()
+            window.clear()
+            _write_log(out / "log.csv", log)
+
+    train(model, loss_of, plan.schedule, checkpoint=out / "training.pt", every=250, after=after)
+    snapshots["final"] = weight_statistics(model)
+    model.save_pretrained(out)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
+    wrapped.save_pretrained(out)
+    (out / "weights.json").write_text(json.dumps(snapshots, indent=1) + "\n")
+    card = _card(plan, parts, names, stream, log[-1])
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def _prepare(out: Path) -> tuple[Tokenizer, dict[Part, list[np.ndarray]], dict[Part, list[str]]]:
+    texts = {part: read_files(part) for part in get_args(Part)}
+    path = out / "tokenizer.json"
+    tokenizer = (
+        Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer(list(texts["training"].values()))
+    )
+    tokenizer.save(str(path))
+    parts: dict[Part, list[np.ndarray]] = {
+        part: [np.array(found.ids) for found in tokenizer.encode_batch([START + text for text in files.values()])]
+        for part, files in texts.items()
+    }
+    return tokenizer, parts, {part: list(files) for part, files in texts.items()}
+
+
+def _card(plan: Plan, parts: dict[Part, list[np.ndarray]], names: dict, stream: np.ndarray, last: dict) -> dict:
+    """What the checkpoint was made from and what the token files must hash to."""
+    evaluation, _ = cut_rows(parts["evaluation"], LENGTH)
+    dropped = np.flatnonzero(repeats_of(evaluation, stream)).tolist()
+    card = {
+        "text": f"Python source of sympy {PINNED}, byte-level BPE of {VOCABULARY}, rows of {LENGTH} tokens",
+        "license": "sympy: BSD-3-Clause (its text is not shipped); this checkpoint: Apache-2.0",
+        "plan": asdict(plan),
+        "environment": {"torch": torch.__version__, "python": platform.python_version(),
+                        "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()},
+        "validation_perplexity": last["validation_perplexity"],
+        "training_seconds": last["seconds"],
+        "dropped_evaluation_rows": dropped,
+        "dropped_because": f"they share {RUN} consecutive tokens with training",
+        "parts": {},
+    }  # fmt: skip
+    for part, documents in parts.items():
+        rows, owners = cut_rows(documents, LENGTH)
+        if part == "evaluation":
+            rows, owners = np.delete(rows, dropped, axis=0), np.delete(owners, dropped)
+        card["parts"][part] = {
+            "files": len(names[part]), "tokens": int(sum(map(len, documents))), "rows": len(rows),
+            "sha256": hashlib.sha256(rows.astype("<i8").tobytes() + owners.astype("<i8").tobytes()).hexdigest(),
+        }  # fmt: skip
+    return card
+
+
+def _read_log(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: json.loads(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _write_log(path: Path, log: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(log[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(log)

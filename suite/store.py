@@ -1,0 +1,214 @@
+"""The result store: one SQLite file, one transaction per finished cell. Imports no torch.
+
+Write-ahead log and full synchronous mode: a record is there whole or not at all, whatever kills the process. Rows are
+only ever replaced by rows of the same key, so a run that is started again ends where an undisturbed one does.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+VERSION = 1
+_APPLICATION = 0x62667231  # "bfr1": tells our files from other SQLite files
+
+Status = Literal["ok", "skipped", "failed"]
+VOLATILE = ("seconds", "peak_mib", "tokens_per_second", "started")  # everything else is reproducible bit for bit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a cell produced, one field per column of the store; a measurement that does not apply is None.
+
+    Rates (`bpw...`) are bits per weight of the decoder blocks' linear layers. `ppl_se`, `kl_se` and `top1_se` are
+    standard errors of the paired difference to the unquantized model on the same tokens, clustered by source file
+    where there is one, else by row. `kl` is in nats.
+    """
+
+    cell: str
+    code: str
+    env: str
+    status: Status
+    reason: str | None = None
+    model: str
+    model_sha256: str
+    data_sha256: str
+    method: str
+    recipe: str
+    bits: float | None = None
+    bpw: float | None = None
+    bpw_entropy: float | None = None
+    bpw_coded: float | None = None
+    model_bytes: int | None = None
+    ppl: float | None = None
+    ppl_se: float | None = None
+    ppl_base: float | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    kl_p99: float | None = None
+    top1: float | None = None
+    top1_se: float | None = None
+    nmse: float | None = None
+    hnmse: float | None = None
+    bound: float | None = None
+    accuracy: float | None = None
+    cache_bytes: int | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    peak_mib: float | None = None
+    seed: int
+    fallbacks: tuple[str, ...] = ()
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W."""
+
+    layer: str
+    n_out: int
+    n_in: int
+    group_size: int
+    n_bits: int
+    entropy_bits: float
+    nmse: float
+    hnmse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """What a rate-distortion floor of one layer needs: the eigenvalues of H = X^T X / n, Var W and tr(W H W^T)."""
+
+    layer: str
+    n_out: int
+    variance: float
+    energy: float
+    eigenvalues: np.ndarray  # (n_in,), float64, ascending
+
+
+_RECORD = [f.name for f in fields(Record)]
+_LAYER = [f.name for f in fields(LayerRecord)]
+_SCHEMA = f"""
+create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
+create table layers (cell, code, env, {", ".join(_LAYER)}, primary key (cell, code, env, layer));
+create table spectra (model_sha256, data_sha256, layer, n_out, variance, energy, eigenvalues,
+                      primary key (model_sha256, data_sha256, layer));
+pragma application_id = {_APPLICATION};
+pragma user_version = {VERSION};
+"""
+
+
+class Store:
+    """An open store; `create=False` refuses a path where there is none. `ValueError` if the file is not ours."""
+
+    def __init__(self, path: Path | str, *, create: bool = True):
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise ValueError(f"no store at {self.path}")
+        if self.path.is_file():
+            self._check()
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._connection.execute("pragma journal_mode = wal")
+            self._connection.execute("pragma synchronous = full")
+            with self._transaction():
+                if not self._connection.execute("pragma user_version").fetchone()[0]:
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._connection.execute(statement)
+        except sqlite3.Error as error:
+            raise ValueError(f"cannot open a store at {self.path}: {error}") from error
+
+    def _check(self) -> None:
+        """Read, without touching it, what the existing file says it is. An empty file is an unborn store."""
+        if not self.path.stat().st_size:
+            return
+        try:
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+            with connection:
+                application = connection.execute("pragma application_id").fetchone()[0]
+                version = connection.execute("pragma user_version").fetchone()[0]
+            connection.close()
+        except sqlite3.Error as error:
+            raise ValueError(f"{self.path} is not a bitfrontier store: {error}") from error
+        if (application, version) != (0, 0) and application != _APPLICATION:
+            raise ValueError(f"{self.path} is not a bitfrontier store: it is another program's SQLite file")
+        if version > VERSION:
+            raise ValueError(f"{self.path} has store version {version}, this bitfrontier reads up to {VERSION}")
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded in by the last one to close."""
+        self._connection.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("rollback")
+            raise
+        self._connection.execute("commit")
+
+    def finished(self, cell: str, code: str, env: str) -> Record | None:
+        """The record of this cell, code version and environment, unless there is none or it failed."""
+        found = self._select("where cell = ? and code = ? and env = ? and status != 'failed'", (cell, code, env))
+        return next(found, None)
+
+    def records(self) -> list[Record]:
+        """All records, ordered by model, data, method, bits and recipe: the same store gives the same list."""
+        order = "order by model, model_sha256, data_sha256, method, bits, recipe, seed, cell, code, env"
+        return list(self._select(order, ()))
+
+    def _select(self, clause: str, arguments: tuple) -> Iterator[Record]:
+        for row in self._connection.execute(f"select {', '.join(_RECORD)} from records {clause}", arguments):
+            values: dict[str, Any] = dict(zip(_RECORD, row, strict=True))
+            values["fallbacks"] = tuple(json.loads(values["fallbacks"]))
+            yield Record(**values)
+
+    def layers(self, record: Record) -> list[LayerRecord]:
+        """The layers of one record, in the order of their names."""
+        query = f"select {', '.join(_LAYER)} from layers where cell = ? and code = ? and env = ? order by layer"
+        rows = self._connection.execute(query, (record.cell, record.code, record.env))
+        return [LayerRecord(**dict(zip(_LAYER, row, strict=True))) for row in rows]
+
+    def spectra(self, record: Record) -> list[Spectrum]:
+        """The spectra of the layers of the model and data that a record was measured on, by layer name."""
+        query = """select layer, n_out, variance, energy, eigenvalues from spectra
+                   where model_sha256 = ? and data_sha256 = ? order by layer"""
+        rows = self._connection.execute(query, (record.model_sha256, record.data_sha256))
+        return [Spectrum(layer=layer, n_out=n_out, variance=variance, energy=energy, eigenvalues=np.frombuffer(blob))
+                for layer, n_out, variance, energy, blob in rows]  # fmt: skip
+
+    def put(self, record: Record, layers: Iterable[LayerRecord] = ()) -> None:
+        """Write a cell's record and its layers, replacing those of the same cell, code and environment."""
+        key = (record.cell, record.code, record.env)
+        values = [getattr(record, name) for name in _RECORD]
+        values[_RECORD.index("fallbacks")] = json.dumps(record.fallbacks)
+        with self._transaction():
+            self._connection.execute("delete from layers where cell = ? and code = ? and env = ?", key)
+            self._insert("records", [values])
+            self._insert("layers", [[*key, *astuple(layer)] for layer in layers])
+
+    def put_spectra(self, model_sha256: str, data_sha256: str, spectra: Iterable[Spectrum]) -> None:
+        """Write the spectra of a model's layers under the calibration data they were measured on."""
+        rows = [[model_sha256, data_sha256, s.layer, s.n_out, s.variance, s.energy,
+                 np.ascontiguousarray(s.eigenvalues, dtype=np.float64).tobytes()] for s in spectra]  # fmt: skip
+        with self._transaction():
+            self._insert("spectra", rows)
+
+    def _insert(self, table: str, rows: list[list]) -> None:
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            self._connection.executemany(f"insert or replace into {table} values ({marks})", rows)
