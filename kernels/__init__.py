@@ -1,0 +1,1 @@
+"""GPU kernels beside plain references; knows tensors only. So far the packing of fixed-width codes."""

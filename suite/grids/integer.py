@@ -1,0 +1,371 @@
+"""Uniform integers of 1 to 8 bits: x is stored as a code c in [0, 2^b) and read as s (c - z).
+
+Everything the field calls "INT b" is this one affine grid; what differs is how a group's scale s and zero point z
+follow from its range. The conventions by name (amax = max |x| of the group):
+
+- `asymmetric`: s = (max - min) / (2^b - 1) with 0 kept inside the range, z a stored integer (GPTQ, AWQ).
+- `real-zero`: the same without forcing 0 inside, z a stored float (HQQ).
+- `full-range`: s = amax / (2^(b-1) - 1), codes -2^(b-1) .. 2^(b-1) - 1 (QuaRot).
+- `narrow`: the same scale without the lowest code, so that the levels are symmetric (Brevitas).
+- `span`: s = 2 amax / (2^b - 1), z = 2^(b-1): +amax is clipped, -amax is passed by (GPTQ's release).
+- `signed-max`: s = -m / 2^(b-1) where m is the value with |m| = amax, which is met exactly (llama.cpp's Q4_0).
+- `half-integer`: levels +-s/2, +-3s/2, ..: symmetric without a zero, and the only one that makes sense at 1 bit.
+
+Ties go to the even code of x / s (of x / s + z where z is not an integer). Scales are rounded to the type they are
+stored in before any code is chosen. A group of zeros has s = 1 and decodes to zeros (`half-integer` has no zero level:
+its scale is the smallest that can be stored); a constant group is met exactly by `real-zero`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+Convention = Literal["asymmetric", "real-zero", "full-range", "narrow", "span", "signed-max", "half-integer"]
+CONVENTIONS: tuple[str, ...] = Convention.__args__  # type: ignore[attr-defined]
+Columns = slice | torch.Tensor
+ALL = slice(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShrinkSearch:
+    """Shrink a group's range by 1 - i/steps, i < most * steps, and keep the least sum |x - q|^norm (GPTQ's release).
+
+    With norm 2.4 the squared error itself may rise: only the searched norm is monotone.
+    """
+
+    norm: float = 2.4
+    steps: int = 100
+    most: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSearch:
+    """Clamp a group to +-(1 - i/steps) amax, i < most * steps; keep the least output error e H_gg e^T (AWQ).
+
+    The release measures the error on 512 sampled tokens; the Gram matrix holds all of them.
+    """
+
+    steps: int = 20
+    most: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Integer:
+    """Uniform integers. `group` consecutive inputs of a row share a scale, or a whole "row", or the "tensor".
+
+    With `axis=0` a group is `group` rows of one column instead (HQQ's default), rows dealt out evenly. A last group
+    may be short. `scale_bits` is what a scale and a real zero point are stored in: float16 or float32.
+    """
+
+    bits: int
+    group: int | Literal["row", "tensor"] = 128
+    convention: Convention = "asymmetric"
+    clip: ShrinkSearch | OutputSearch | None = None
+    axis: Literal[0, 1] = 1
+    scale_bits: Literal[16, 32] = 16
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
+            raise ValueError(f"bits {self.bits!r}: integers take 1 to 8")
+        if self.group not in ("row", "tensor") and not (isinstance(self.group, int) and self.group >= 1):
+            raise ValueError(f'group {self.group!r}: expected a positive integer, "row" or "tensor"')
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"convention {self.convention!r}: expected one of {', '.join(CONVENTIONS)}")
+        if self.axis not in (0, 1) or self.scale_bits not in (16, 32):
+            raise ValueError(f"axis {self.axis!r}, scale_bits {self.scale_bits!r}: expected 0 or 1, and 16 or 32")
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this combination makes no sense, or None."""
+        if self.bits == 1 and self.convention != "half-integer":
+            return f"1-bit integers need half-integer levels, the convention is {self.convention}"
+        if isinstance(self.clip, OutputSearch) and (self.axis == 0 or self.group == "tensor"):
+            return "an output search needs groups along the inputs"
+        return None
+
+    @property
+    def zero(self) -> float:
+        """The zero point of the conventions that do not store one."""
+        return 2 ** (self.bits - 1) - (0.5 if self.convention == "half-integer" else 0)
+
+    def cut(self, n_out: int, n_in: int) -> tuple[int, int]:
+        """(R, g): element (r, j) of an (n_out, n_in) tensor has the scale at row r % R, column j // g."""
+        if self.group == "tensor":
+            return 1, n_in
+        if self.group == "row":
+            return n_out, n_in
+        return (n_out, min(self.group, n_in)) if self.axis == 1 else (-(-n_out // self.group), 1)
+
+    def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedInteger":
+        """Bind the grid to `W` (out, in). `importance` is H (in, in); only an `OutputSearch` reads it.
+
+        Raises `ValueError` for an unsupported combination, for NaN or infinite values, and for an empty tensor.
+        """
+        if self.unsupported:
+            raise ValueError(self.unsupported)
+        if W.ndim != 2 or W.numel() == 0 or not bool(torch.isfinite(W).all()):
+            raise ValueError(f"expected a finite, non-empty matrix, found shape {tuple(W.shape)}")
+        if isinstance(self.clip, OutputSearch) and importance is None:
+            raise ValueError("an output search needs the Gram matrix H")
+        grouped_low = self._grouped(W, math.inf).amin(-1)
+        grouped_high = self._grouped(W, -math.inf).amax(-1)
+        best = self._from_range(W, grouped_low, grouped_high)
+        if self.clip is None:
+            return best
+        least = self._objective(W, best, importance)
+        absmax = torch.maximum(-grouped_low, grouped_high)
+        for i in range(1, int(self.clip.most * self.clip.steps)):
+            keep = 1 - i / self.clip.steps
+            if isinstance(self.clip, ShrinkSearch):
+                candidate = self._from_range(W, grouped_low * keep, grouped_high * keep)
+            else:
+                clamped = grouped_low.clamp(min=-keep * absmax), grouped_high.clamp(max=keep * absmax)
+                candidate = self._from_range(W, *clamped)
+            objective = self._objective(W, candidate, importance)
+            better = objective < least
+            least = torch.where(better, objective, least)
+            best = best._where(better, candidate)
+        return best
+
+    def fit_range(self, low: torch.Tensor, high: torch.Tensor, shape: tuple[int, int]) -> "FittedInteger":
+        """Bind the grid to known ranges, one per group, instead of to values (static activation scales)."""
+        return self._from_range(torch.empty(shape, dtype=low.dtype), low, high)
+
+    def _from_range(self, W: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> "FittedInteger":
+        top = 2**self.bits - 1
+        zero: torch.Tensor | None = None
+        if self.convention == "asymmetric":
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            scale = self._stored((high - low) / top)
+            zero = (-low / scale).round().clamp(0, top)
+        elif self.convention == "real-zero":
+            scale = self._stored((high - low) / top)
+            zero = self._stored_real(-low / scale)
+        else:
+            absmax = torch.maximum(-low, high)
+            divisor = {"full-range": top // 2, "narrow": top // 2, "span": top / 2,
+                       "half-integer": top / 2, "signed-max": 2 ** (self.bits - 1)}[self.convention]  # fmt: skip
+            sign = torch.where(high >= -low, -1.0, 1.0).to(low.dtype) if self.convention == "signed-max" else 1.0
+            scale = self._stored(absmax / divisor) * sign
+        return FittedInteger(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, zero=zero)
+
+    def _stored_real(self, x: torch.Tensor) -> torch.Tensor:
+        return x.half().to(x.dtype) if self.scale_bits == 16 else x.float().to(x.dtype)
+
+    def _stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """Round to the stored type; zero becomes 1 (or the smallest value, for levels without a zero)."""
+        kind = torch.finfo(torch.float16 if self.scale_bits == 16 else torch.float32)
+        smallest = kind.smallest_normal * kind.eps  # the smallest subnormal
+        rounded = self._stored_real(scale.clamp(max=kind.max))
+        empty = smallest if self.convention == "half-integer" else 1.0
+        return torch.where(scale == 0, empty, rounded.clamp(min=smallest))
+
+    def _grouped(self, x: torch.Tensor, fill: float) -> torch.Tensor:
+        """`x` (out, in) as (R, C, members of a group), short groups filled up with `fill`."""
+        n_out, n_in = x.shape
+        if self.group == "tensor":
+            return x.reshape(1, 1, -1)
+        rows, width = self.cut(n_out, n_in)
+        if rows == n_out and (self.axis == 1 or self.group == "row"):
+            return F.pad(x, (0, -n_in % width), value=fill).reshape(n_out, -1, width)
+        deep = -(-n_out // rows)
+        return F.pad(x, (0, 0, 0, deep * rows - n_out), value=fill).reshape(deep, rows, n_in).permute(1, 2, 0)
+
+    def _objective(self, W: torch.Tensor, fitted: "FittedInteger", H: torch.Tensor | None) -> torch.Tensor:
+        """What the clip search minimizes, per group: (R, C)."""
+        E = W - fitted.decode(fitted.nearest(W))
+        if isinstance(self.clip, ShrinkSearch):
+            return self._grouped(E.abs().pow_(self.clip.norm), 0.0).sum(-1)
+        assert H is not None
+        _, width = self.cut(*fitted.shape)
+        parts = [(e @ H[a : a + width, a : a + width].to(e.dtype) * e).sum(-1)
+                 for a, e in zip(range(0, W.shape[1], width), E.split(width, dim=1), strict=True)]  # fmt: skip
+        return torch.stack(parts, dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedInteger:
+    """An `Integer` bound to an (out, in) tensor: `scale` and `zero` (R, C), and who belongs where.
+
+    `group_of` (in,) overrides the column of the scale that an input channel uses, j // g; it is charged.
+    """
+
+    grid: Integer
+    shape: tuple[int, int]
+    scale: torch.Tensor
+    zero: torch.Tensor | None = None
+    group_of: torch.Tensor | None = None
+
+    block_size = 1  # values that share a code
+
+    @property
+    def n_codes(self) -> int:
+        """How many different codes there are."""
+        return 2**self.grid.bits
+
+    @property
+    def group_size(self) -> int:
+        """How many values really share a scale."""
+        n_out, n_in = self.shape
+        rows, width = self.grid.cut(n_out, n_in)
+        return width * -(-n_out // rows)
+
+    def _affine(self, columns: Columns) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Scale and zero point of the given columns, broadcastable to (out, k)."""
+        zero = self.grid.zero if self.zero is None else self._expand(self.zero, columns)
+        return self._expand(self.scale, columns), zero
+
+    def _expand(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
+        n_out, n_in = self.shape
+        _, width = self.grid.cut(n_out, n_in)
+        if values.shape[1] > 1:
+            if self.group_of is not None:
+                values = values[:, self.group_of[columns]]
+            elif isinstance(columns, torch.Tensor):
+                values = values[:, columns // width]
+            elif columns.start is not None and (columns.stop - 1) // width == columns.start // width:
+                values = values[:, columns.start // width, None]  # one group: a view, which error feedback relies on
+            else:
+                start, stop, _ = columns.indices(n_in)
+                groups = values[:, start // width : (stop - 1) // width + 1]
+                spread = groups.repeat_interleave(width, dim=1)
+                values = spread[:, start % width : start % width + stop - start]
+        if 1 < values.shape[0] < n_out:
+            values = values.repeat(-(-n_out // values.shape[0]), 1)[:n_out]
+        return values
+
+    def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (out, k), uint8, of the levels nearest to `x` (out, k), the values of `columns`.
+
+        `cost` (2^b,), in squared units of `x`, is added to the squared distance to each level: the rate term.
+        """
+        scale, zero = self._affine(columns)
+        if cost is not None:
+            levels = torch.arange(self._lowest, self.n_codes, dtype=x.dtype)
+            penalty = (x[..., None] - scale[..., None] * (levels - _last(zero))) ** 2 + cost[self._lowest :]
+            return (penalty.argmin(-1) + self._lowest).to(torch.uint8)
+        codes = self._round(x / scale, zero)
+        return codes.clamp_(self._lowest, self.n_codes - 1).to(torch.uint8)
+
+    def _round(self, ratio: torch.Tensor, zero: torch.Tensor | float) -> torch.Tensor:
+        if self.grid.convention in ("real-zero", "half-integer"):
+            return ratio.add_(zero).round_()
+        return ratio.round_().add_(zero)
+
+    @property
+    def _lowest(self) -> int:
+        return 1 if self.grid.convention == "narrow" else 0
+
+    def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (out, k) of the two levels around `x`; outside the range both are the last level."""
+        scale, zero = self._affine(columns)
+        below = (x / scale).add_(zero).floor_()
+        low, high = (c.clamp(self._lowest, self.n_codes - 1).to(torch.uint8) for c in (below, below + 1))
+        return low, high
+
+    def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
+        """The values (out, k) that the codes of `columns` stand for, in the scale's type."""
+        scale, zero = self._affine(columns)
+        return (codes.to(scale.dtype) - zero) * scale
+
+    def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "FittedInteger":
+        """The grid with `group`'s parameters fitted anew to `x` (out, k), the values its `columns` have now."""
+        grid = replace(self.grid, group="row", axis=1)
+        importance = None if H is None else H[columns[:, None], columns]
+        fresh = grid.fit(x, importance)
+        scale = self.scale.clone()
+        scale[:, group] = fresh.scale[:, 0]
+        zero = self.zero
+        if zero is not None and fresh.zero is not None:
+            zero = zero.clone()
+            zero[:, group] = fresh.zero[:, 0]
+        return replace(self, scale=scale, zero=zero)
+
+    def refit_zero(self, target: torch.Tensor, codes: torch.Tensor) -> "FittedInteger":
+        """The grid with the zero points that are least-squares optimal for fixed codes and scales (HQQ, eq. 7)."""
+        scale, _ = self._affine(ALL)
+        wanted = codes.to(scale.dtype) - target / scale
+        total = self.grid._grouped(wanted, 0.0).sum(-1)
+        count = self.grid._grouped(torch.ones_like(wanted), 0.0).sum(-1)
+        return replace(self, zero=self.grid._stored_real(total / count))
+
+    def _where(self, better: torch.Tensor, other: "FittedInteger") -> "FittedInteger":
+        zero = self.zero
+        if zero is not None and other.zero is not None:
+            zero = torch.where(better, other.zero, zero)
+        return replace(self, scale=torch.where(better, other.scale, self.scale), zero=zero)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """What is stored beside the codes: (count, bits of each) by the name of the field."""
+        stored = {"scale": (self.scale.numel(), self.grid.scale_bits)}
+        if self.zero is not None:
+            whole = self.grid.convention == "asymmetric"
+            stored["zero"] = (self.zero.numel(), self.grid.bits if whole else self.grid.scale_bits)
+        if self.group_of is not None:
+            stored["group_of"] = (self.group_of.numel(), max(1, (self.scale.shape[1] - 1).bit_length()))
+        return stored
+
+    @property
+    def n_bits(self) -> int:
+        """Exact bits of codes and parameters."""
+        return math.prod(self.shape) * self.grid.bits + sum(count * width for count, width in self.widths.values())
+
+    def streams(self) -> list[tuple[torch.Tensor, int]]:
+        """The parameters as non-negative integers with their widths, in the order of `widths`."""
+        fields = {"scale": self.scale, "zero": self.zero, "group_of": self.group_of}
+        return [(_as_integers(fields[name], name, width), width) for name, (_, width) in self.widths.items()]
+
+    @classmethod
+    def plan(cls, grid: Integer, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """(count, width) of the streams that a payload with this header holds: parameters, then codes."""
+        return [*cls._blank(grid, header).widths.values(), (math.prod(header["shape"]), grid.bits)]
+
+    @classmethod
+    def _blank(cls, grid: Integer, header: dict[str, Any]) -> "FittedInteger":
+        n_out, n_in = header["shape"]
+        rows, width = grid.cut(n_out, n_in)
+        shape = (rows, -(-n_in // width))
+        zero = torch.empty(shape) if grid.convention in ("asymmetric", "real-zero") else None
+        group_of = torch.empty(n_in) if header.get("grouped") else None
+        return cls(grid=grid, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
+
+    @classmethod
+    def from_streams(cls, grid: Integer, header: dict[str, Any], streams: list[torch.Tensor]) -> "FittedInteger":
+        """The inverse of `streams`."""
+        blank = cls._blank(grid, header)
+        found: dict[str, Any] = {}
+        for (name, (_, width)), values in zip(blank.widths.items(), streams, strict=True):
+            found[name] = _from_integers(values, name, width)
+            if name != "group_of":
+                found[name] = found[name].reshape(blank.scale.shape)
+        return replace(blank, **found)
+
+    def header(self) -> dict[str, Any]:
+        """What the payload does not say: the shape, and whether columns name their groups."""
+        return {"shape": list(self.shape)} | ({"grouped": True} if self.group_of is not None else {})
+
+
+def _last(zero: torch.Tensor | float) -> torch.Tensor | float:
+    return zero[..., None] if isinstance(zero, torch.Tensor) else zero
+
+
+def _as_integers(values: torch.Tensor | None, name: str, width: int) -> torch.Tensor:
+    assert values is not None
+    if name == "group_of" or width not in (16, 32):
+        return values.to(torch.int64)
+    if width == 16:
+        return values.half().view(torch.int16).to(torch.int64) & 0xFFFF
+    return values.float().contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+
+
+def _from_integers(values: torch.Tensor, name: str, width: int) -> torch.Tensor:
+    if name == "group_of":
+        return values
+    if width not in (16, 32):
+        return values.float()
+    kind, whole = (torch.float16, torch.int16) if width == 16 else (torch.float32, torch.int32)
+    return values.to(whole).view(kind).float()

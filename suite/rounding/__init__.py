@@ -1,0 +1,14 @@
+"""Roundings: how does each value pick its point of the grid?
+
+A rounding is a frozen value. `round(W, grid, H, generator)` binds the grid to W and returns codes, fitted grid and
+what did not go as asked. `Nearest` and `Stochastic` also `pick` codes for single columns of a fitted grid, which is
+all that error feedback needs of them.
+"""
+
+from suite.rounding.elementwise import Nearest, Rounded, Stochastic
+from suite.rounding.feedback import Feedback
+from suite.rounding.half_quadratic import HalfQuadratic
+
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic)
+
+__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "Rounded", "Stochastic"]

@@ -1,0 +1,56 @@
+"""Half-quadratic rounding: codes and zero points in turn, against a sparse error (HQQ).
+
+Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (blog; package `hqq` 0.2.8). The
+l_p norm of the error, p < 1, is split as min_{z, E} |E|_p^p + beta/2 |W - Q(z) - E|^2: E by generalized shrinkage, z
+by least squares for fixed codes. Scales never move. Needs no data. The best iterate is returned, so that the mean
+absolute error never exceeds that of rounding to nearest; the released loop returns the zero points of the step that
+made things worse, which is `keep="last"`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from suite.grids.integer import Integer
+from suite.rounding.elementwise import Rounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfQuadratic:
+    """`norm` is p; `beta` grows by `growth` at each of at most `iterations` steps (the package's constants)."""
+
+    norm: float = 0.7
+    beta: float = 10.0
+    growth: float = 1.01
+    iterations: int = 20
+    keep: Literal["best", "last"] = "best"
+
+    def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
+        """Codes for `W` (out, in); `H` is not read. `ValueError` unless the grid stores real zero points."""
+        if grid.convention != "real-zero":
+            raise ValueError(f"half-quadratic rounding moves real zero points, the convention is {grid.convention}")
+        fitted = grid.fit(W)
+        codes = fitted.nearest(W)
+        best, least = Rounded(codes, fitted), _mean_error(W, fitted.decode(codes))
+        beta = self.beta
+        for _ in range(self.iterations):
+            residual = shrink(W - fitted.decode(codes), beta, self.norm)
+            fitted = fitted.refit_zero(W - residual, codes)
+            codes = fitted.nearest(W)
+            error = _mean_error(W, fitted.decode(codes))
+            if error >= least:
+                return best if self.keep == "best" else Rounded(codes, fitted)
+            best, least, beta = Rounded(codes, fitted), error, beta * self.growth
+        return best
+
+
+def shrink(x: torch.Tensor, beta: float, norm: float) -> torch.Tensor:
+    """Generalized soft threshold: sign(x) max(0, |x| - |x|^(p-1) / beta), 0 at 0."""
+    size = x.abs()
+    pulled = (size - size.clamp(min=torch.finfo(x.dtype).tiny).pow(norm - 1) / beta).clamp(min=0)
+    return torch.copysign(pulled, x)
+
+
+def _mean_error(W: torch.Tensor, Q: torch.Tensor) -> float:
+    return float((W - Q).abs().double().mean())
