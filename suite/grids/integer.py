@@ -271,6 +271,11 @@ class FittedInteger:
         scale, zero = self._affine(columns)
         return (codes.to(scale.dtype) - zero) * scale
 
+    def decode32(self, codes: torch.Tensor) -> torch.Tensor:
+        """All values (out, in) from the parameters as they are stored, in float32."""
+        zero = None if self.zero is None else self.zero.float()
+        return replace(self, scale=self.scale.float(), zero=zero).decode(codes)
+
     def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "FittedInteger":
         """The grid with `group`'s parameters fitted anew to `x` (out, k), the values its `columns` have now."""
         grid = replace(self.grid, group="row", axis=1)

@@ -3,11 +3,11 @@
 Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (blog; package `hqq` 0.2.8). The
 l_p norm of the error, p < 1, is split as min_{z, E} |E|_p^p + beta/2 |W - Q(z) - E|^2: E by generalized shrinkage, z
 by least squares for fixed codes. Scales never move. Needs no data. The best iterate is returned, so that the mean
-absolute error never exceeds that of rounding to nearest; the released loop returns the zero points of the step that
-made things worse, which is `keep="last"`.
+absolute error never exceeds that of rounding to nearest. The released loop keeps beta constant, and returns the zero
+points one step past the first that made things worse: `HalfQuadratic(growth=1.0, keep="last")`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,24 +25,31 @@ class HalfQuadratic:
     growth: float = 1.01
     iterations: int = 20
     keep: Literal["best", "last"] = "best"
+    round_zero: bool = False  # start from whole zero points, as the package does on request
 
     def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in); `H` is not read. `ValueError` unless the grid stores real zero points."""
         if grid.convention != "real-zero":
             raise ValueError(f"half-quadratic rounding moves real zero points, the convention is {grid.convention}")
         fitted = grid.fit(W)
+        if self.round_zero and fitted.zero is not None:
+            fitted = replace(fitted, zero=fitted.zero.round())
         codes = fitted.nearest(W)
         best, least = Rounded(codes, fitted), _mean_error(W, fitted.decode(codes))
-        beta = self.beta
+        beta, worse = self.beta, False
         for _ in range(self.iterations):
             residual = shrink(W - fitted.decode(codes), beta, self.norm)
             fitted = fitted.refit_zero(W - residual, codes)
             codes = fitted.nearest(W)
+            if worse:  # the step that the release takes after it has seen that it should stop
+                break
             error = _mean_error(W, fitted.decode(codes))
-            if error >= least:
-                return best if self.keep == "best" else Rounded(codes, fitted)
-            best, least, beta = Rounded(codes, fitted), error, beta * self.growth
-        return best
+            worse = error >= least
+            if worse and self.keep == "best":
+                break
+            if not worse:
+                best, least, beta = Rounded(codes, fitted), error, beta * self.growth
+        return best if self.keep == "best" else Rounded(codes, fitted)
 
 
 def shrink(x: torch.Tensor, beta: float, norm: float) -> torch.Tensor:

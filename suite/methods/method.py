@@ -1,0 +1,34 @@
+"""What a published method is to the suite: a citation, and a recipe for every width it takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from suite.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A row of `METHODS`. `build(bits=..., **options)` gives the recipe; `group` is an option of all of them."""
+
+    name: str
+    paper: str
+    arxiv: str | None
+    needs: Literal["nothing", "calibration", "training"]
+    bits: tuple[int, ...]
+    build: Callable[..., Recipe]
+
+    def recipe(self, *, bits: int, **options: Any) -> Recipe:
+        """The method's recipe at this width; `ValueError` for a width or an option that it does not take."""
+        if bits not in self.bits:
+            raise ValueError(f"bits {bits!r}: {self.name} takes {self.bits[0]} to {self.bits[-1]}")
+        try:
+            return self.build(bits=bits, **options)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is quantized: weights, activations."""
+        recipe = self.build(bits=self.bits[-1])
+        return tuple(name for name in ("weights", "activations") if getattr(recipe, name) is not None)

@@ -1,0 +1,23 @@
+"""RTN: every weight to the nearest level of its group's range. The baseline that needs no data and no paper."""
+
+from typing import Any
+
+from suite.grids import Integer
+from suite.methods.method import Method
+from suite.recipe import Recipe, Target
+from suite.rounding import Nearest, Stochastic
+
+
+def build(*, bits: int, group: int | str = 128, rounding: Nearest | Stochastic = Nearest(), **grid: Any) -> Recipe:  # noqa: B008
+    """Further options are fields of `Integer`: convention, clip, axis, scale_bits."""
+    return Recipe(weights=Target(Integer(bits=bits, group=group, **grid), rounding))
+
+
+RTN = Method(
+    name="rtn",
+    paper="round to nearest",
+    arxiv=None,
+    needs="nothing",
+    bits=tuple(range(1, 9)),
+    build=build,
+)

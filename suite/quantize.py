@@ -1,0 +1,144 @@
+"""From a matrix and a recipe to a `Quantized`: the way every layer of every method takes."""
+
+import hashlib
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from suite.grids import Integer
+from suite.methods import METHODS, method_named
+from suite.quantized import Quantized
+from suite.recipe import Recipe, Target
+from suite.rounding import Nearest
+from suite.statistics import LayerStatistics, statistics_of
+from suite.transforms import Score
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A generator that follows from a seed and a layer's name alone, whatever ran before."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def quantize_layer(W: torch.Tensor, target: Target, H: torch.Tensor | None, generator: torch.Generator) -> Quantized:
+    """Round `W` (out, in) as the target says; H (in, in) or None."""
+    rounded = target.rounding.round(W, target.grid, H, generator)
+    return Quantized(codes=rounded.codes, grid=rounded.grid, fallbacks=rounded.fallbacks)
+
+
+def quantize_activations(x: torch.Tensor, grid: Integer, max_abs: float) -> torch.Tensor:
+    """`x` (..., in) rounded to nearest: per token, or on one static scale made for values up to `max_abs`."""
+    flat = x.reshape(-1, x.shape[-1])
+    if grid.group == "tensor":
+        high = torch.full((1, 1), max_abs, dtype=x.dtype)
+        fitted = grid.fit_range(-high, high, (flat.shape[0], flat.shape[1]))
+    else:
+        fitted = grid.fit(flat)
+    return fitted.decode(fitted.nearest(flat)).to(x.dtype).reshape(x.shape)
+
+
+def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, recipe: Recipe) -> Score:
+    """What a searching transform minimizes: the squared output error of `weights` (by layer name) after scaling by s.
+
+    Weights are rounded to nearest without a clip search, which ranks candidates at a fraction of the cost of the
+    recipe's own rounding. With activations left alone the error is exact over all calibration tokens, by the Gram
+    matrix; with quantized ones it is measured on the sampled rows.
+    """
+
+    def score(s: torch.Tensor) -> float:
+        there, total = statistics.scaled(s), 0.0
+        X = there.sample
+        if recipe.activations is not None:
+            Xq = quantize_activations(X, recipe.activations.grid, float(there.max_abs.max()))
+        for name, W in weights.items():
+            target, scaled = recipe.target_of(name), W * s.to(W.dtype)
+            Q = scaled
+            if target is not None:
+                fitted = replace(target.grid, clip=None).fit(scaled)
+                Q = fitted.decode(fitted.nearest(scaled))
+            if recipe.activations is None:
+                total += quadratic(scaled - Q, there.gram)
+            else:
+                error = X @ scaled.T.to(X.dtype) - Xq @ Q.T.to(X.dtype)
+                total += float((error.double() ** 2).sum()) / len(X)
+        return total
+
+    return score
+
+
+def quadratic(E: torch.Tensor, H: torch.Tensor) -> float:
+    """tr(E H E^T) in float64 for E (out, in)."""
+    E = E.double()
+    return float(((E @ H) * E).sum())
+
+
+def quantize_matrix(
+    W: torch.Tensor,
+    *,
+    method: str | None = None,
+    recipe: Recipe | None = None,
+    bits: int | None = None,
+    H: torch.Tensor | None = None,
+    X: torch.Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Quantized:
+    """Quantize one matrix `W` (out, in), by a method's name and `bits`, or by a `recipe`.
+
+    `H` (in, in) is the Gram matrix X^T X / n of the layer's inputs; `X` (tokens, in) may be given instead, and must
+    be for transforms that look at activations (AWQ, SmoothQuant). Their channel scales are kept with the matrix and
+    charged, since there is no layer before it to absorb them. `options` go to the method. Raises `ValueError` for
+    shapes that do not fit, a method that needs what is not given, and an unsupported combination.
+
+    >>> q = quantize_matrix(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), method="rtn", bits=2, group=4)
+    >>> q.dequantize(), q.n_bits
+    (tensor([[0., 1., 2., 3.]]), 26)
+    """
+    if (method is None) == (recipe is None):
+        raise ValueError("expected either a method or a recipe")
+    if W.ndim != 2:
+        raise ValueError(f"W: expected a matrix (out, in), found shape {tuple(W.shape)}")
+    if recipe is None:
+        chosen = method_named(str(method), METHODS)
+        if bits is None:
+            raise ValueError(f"{chosen.name} needs bits")
+        recipe = chosen.recipe(bits=bits, **options)
+    elif options or bits is not None:
+        raise ValueError("a recipe says everything itself: no bits and no options beside it")
+    if recipe.weights is None:
+        raise ValueError("the recipe does not quantize weights")
+    if recipe.unsupported:
+        raise ValueError(recipe.unsupported)
+    statistics = None if X is None else statistics_of(X)
+    if H is None and statistics is not None:
+        H = statistics.gram
+    scale = _kept_scale(W, recipe, statistics)
+    if scale is not None:
+        W, H = W * scale.to(W.dtype), None if H is None else H / scale.double() / scale.double()[:, None]
+    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"))
+    return result if scale is None else replace(result, in_scale=scale)
+
+
+def _kept_scale(W: torch.Tensor, recipe: Recipe, statistics: LayerStatistics | None) -> torch.Tensor | None:
+    """The product of the transforms' scales (in,), rounded to what is stored, or None without transforms."""
+    if not recipe.transforms:
+        return None
+    if statistics is None:
+        raise ValueError(f"{type(recipe.transforms[0]).__name__} looks at activations: give X (tokens, in)")
+    alone, total = replace(recipe, layers=()), torch.ones(W.shape[1], dtype=torch.float64)
+    for transform in recipe.transforms:
+        now, there = W * total.to(W.dtype), statistics.scaled(total)
+        total = total * transform.fit([now], there, output_error({"matrix": now}, there, alone)).double()
+    return total.half().double().clamp(min=2.0**-14, max=65504.0)
+
+
+def relative_errors(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> tuple[float, float]:
+    """`nmse` = |W - Q|^2 / |W|^2 and `hnmse` = tr((W-Q) H (W-Q)^T) / tr(W H W^T); 0 over 0 is 0."""
+    E = (W - Q).double()
+    pairs = ((float((E**2).sum()), float((W.double() ** 2).sum())), (quadratic(E, H), quadratic(W, H)))
+    nmse, hnmse = (0.0 if top == 0 else math.inf if bottom == 0 else top / bottom for top, bottom in pairs)
+    return nmse, hnmse
+
+

@@ -1,0 +1,168 @@
+"""A recipe: the five choices that make a method, as one frozen value with a canonical text.
+
+`str(recipe)` leaves out fields at their defaults and is what `--recipe` takes: a constructor expression that is
+parsed, never evaluated.
+"""
+
+import ast
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from suite.coding import CODINGS, Fixed
+from suite.grids import GRIDS, Integer, OutputSearch, ShrinkSearch
+from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Stochastic
+from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
+
+Transform = SmoothScale | AwqScale
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A grid and the rounding that puts values on it."""
+
+    grid: Integer
+    rounding: Rounding = field(default_factory=Nearest)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grid, GRIDS) or not isinstance(self.rounding, ROUNDINGS):
+            raise ValueError(f"a target is a grid and a rounding, found {self.grid!r} and {self.rounding!r}")
+
+    def __str__(self) -> str:
+        return _text(self)
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this pair cannot be had, or None."""
+        if isinstance(self.rounding, HalfQuadratic) and self.grid.convention != "real-zero":
+            return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
+        return self.grid.unsupported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is done to a model: transforms in order, a target for weights and one for the linear layers' inputs.
+
+    `layers` overrides the weights' target where a layer's name matches a shell pattern (first match wins): a
+    mixed-width allocation, or AWQ's unclipped queries and keys. `inputs` says whose activations calibrate a layer:
+    the unquantized model's, or those of the model quantized so far, measured layer after layer.
+    Activations are quantized to nearest per token (`group="row"`) or with one static scale from calibration
+    (`group="tensor"`).
+    """
+
+    transforms: tuple[Transform, ...] = ()
+    weights: Target | None = None
+    layers: tuple[tuple[str, Target], ...] = ()
+    activations: Target | None = None
+    inputs: Literal["original", "quantized"] = "original"
+    coding: Fixed = field(default_factory=Fixed)
+
+    def __str__(self) -> str:
+        return _text(self)
+
+    def __post_init__(self) -> None:
+        if self.inputs not in ("original", "quantized"):
+            raise ValueError(f'inputs {self.inputs!r}: expected "original" or "quantized"')
+        if not all(isinstance(t, TRANSFORMS) for t in self.transforms):
+            raise ValueError(f"transforms {self.transforms!r}: expected a tuple of transforms")
+        if not all(len(pair) == 2 and isinstance(pair[1], Target) for pair in self.layers):
+            raise ValueError(f"layers {self.layers!r}: expected a tuple of (pattern, Target)")
+        for name in ("weights", "activations"):
+            if not isinstance(getattr(self, name), (Target, type(None))):
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected a Target or None")
+        if not isinstance(self.coding, CODINGS):
+            raise ValueError(f"coding {self.coding!r}: expected a coding")
+
+    def target_of(self, layer: str) -> Target | None:
+        """The weights' target for the layer of this name."""
+        return next((target for pattern, target in self.layers if fnmatchcase(layer, pattern)), self.weights)
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this combination is skipped, or None."""
+        targets = [self.weights, *(target for _, target in self.layers)]
+        reasons = [target.unsupported for target in targets if target]
+        if self.activations is not None:
+            reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
+        return next(filter(None, reasons), None)
+
+
+def _activations_unsupported(target: Target) -> str | None:
+    if not isinstance(target.rounding, Nearest):
+        return "activations are rounded to nearest"
+    if target.grid.clip is not None:
+        return "activation ranges are not searched"
+    if target.grid.group == "tensor" and target.grid.convention in ("asymmetric", "real-zero", "signed-max"):
+        return f"static activation scales are symmetric, the convention is {target.grid.convention}"
+    return None
+
+
+_CONSTRUCTORS = {
+    kind.__name__: kind
+    for kind in (Recipe, Target, ShrinkSearch, OutputSearch, *TRANSFORMS, *GRIDS, *ROUNDINGS, *CODINGS)
+}
+
+
+def parse(text: str) -> Recipe:
+    """The recipe that a text stands for; `parse(str(recipe)) == recipe`.
+
+    A bare `Target(...)` is a recipe for the weights. Raises `ValueError` naming what is wrong.
+
+    >>> parse('Target(Integer(bits=4))').weights.grid.group
+    128
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"recipe {text!r} does not parse: {error.msg}") from error
+    try:
+        value = _build(tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"recipe {text!r}: {error}") from error
+    if isinstance(value, Target):
+        value = Recipe(weights=value)
+    if not isinstance(value, Recipe):
+        raise ValueError(f"recipe {text!r} is not a Recipe or a Target")
+    return value
+
+
+def _build(node: ast.expr) -> Any:
+    """The value of a constructor expression made of known names, constants and tuples."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return -node.operand.value  # type: ignore[operator]
+    if isinstance(node, ast.Tuple):
+        return tuple(_build(item) for item in node.elts)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id not in _CONSTRUCTORS:
+            raise ValueError(f"unknown name {node.func.id}, expected one of {', '.join(sorted(_CONSTRUCTORS))}")
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("** is not allowed")
+        keywords = {str(keyword.arg): _build(keyword.value) for keyword in node.keywords}
+        return _CONSTRUCTORS[node.func.id](*map(_build, node.args), **keywords)
+    raise ValueError(f"{ast.unparse(node)} is neither a constant, a tuple nor a constructor")
+
+
+def _text(value: Any) -> str:
+    """The canonical constructor expression: fields in order, those at their defaults left out."""
+    if not is_dataclass(value):
+        if isinstance(value, tuple):
+            return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
+        return repr(value)
+    parts = []
+    for f in fields(value):
+        mine = getattr(value, f.name)
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if mine != default:
+            parts.append(f"{f.name}={_text(mine)}" if f.kw_only else _text(mine))
+    return f"{type(value).__name__}({', '.join(parts)})"
+
+
+def with_activations(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe with the linear layers' inputs quantized per token at `bits`, in its own convention if it has one."""
+    if recipe.activations is not None:
+        grid = replace(recipe.activations.grid, bits=bits)
+        return replace(recipe, activations=replace(recipe.activations, grid=grid))
+    return replace(recipe, activations=Target(Integer(bits=bits, group="row", convention="full-range", scale_bits=32)))
