@@ -47,19 +47,18 @@ def kl_plot(study: Study) -> Plot | None:
         "What each bit costs: mean divergence per token between the unquantized and the quantized model. Bars are one "
         "standard error of the paired comparison. " + _FRONT
     )
-    return _plot(study, "kl", "Divergence from the unquantized model", caption, marks(study.points, "kl", "kl_se"))
+    return _plot("kl", "Divergence from the unquantized model", caption, marks(study.points, "kl", "kl_se"))
 
 
 def perplexity_plot(study: Study) -> Plot | None:
     """Perplexity against true bits per weight, the unquantized model's as a line; None if there is no finite one."""
+    base, found = study.ppl_base, marks(study.points, "ppl", "ppl_se")
     caption = "Perplexity on the same tokens. Bars are one standard error of the paired difference to the unquantized "
-    base, curves = study.ppl_base, ()
-    if base is not None:
-        curves = (Curve(f"unquantized, {base:.4g}", (0, (1, 1.5)), lambda rate: np.full_like(rate, base)),)
-        caption += f"model, whose perplexity of {base:.4g} is the dotted line. {_FRONT}"
-    else:
-        caption += f"model. {_FRONT}"
-    return _plot(study, "ppl", "Perplexity", caption, marks(study.points, "ppl", "ppl_se"), curves)
+    if base is None:
+        return _plot("ppl", "Perplexity", f"{caption}model. {_FRONT}", found)
+    line = Curve(f"unquantized, {base:.4g}", (0, (1, 1.5)), lambda rate: np.full_like(rate, base))
+    caption += f"model, whose perplexity of {base:.4g} is the dotted line. {_FRONT}"
+    return _plot("ppl", "Perplexity", caption, found, [line])
 
 
 def weight_error_plot(study: Study) -> Plot | None:
@@ -73,7 +72,7 @@ def weight_error_plot(study: Study) -> Plot | None:
         "Squared weight error of the methods that see no data. A thin line to the left ends at the bits the same codes "
         "would take at their empirical entropy. "
     )
-    return _plot(study, "nmse", "Weight error and the Gaussian limit", caption, marks(points, "nmse"), curves)
+    return _plot("nmse", "Weight error and the Gaussian limit", caption, marks(points, "nmse"), curves)
 
 
 def output_error_plot(study: Study) -> Plot | None:
@@ -88,16 +87,17 @@ def output_error_plot(study: Study) -> Plot | None:
     if study.spectra:
         caption += "The limit is reverse water-filling over the spectra of all layers together. "
     found = marks(study.points, "hnmse")
-    return _plot(study, "hnmse", "Output error and the water-filling limit", caption, found, curves)
+    return _plot("hnmse", "Output error and the water-filling limit", caption, found, curves)
 
 
-def _plot(
-    study: Study, field: str, title: str, caption: str, found: list[Mark], curves: Sequence[Curve] = ()
-) -> Plot | None:
+def _plot(field: str, title: str, caption: str, found: list[Mark], curves: Sequence[Curve] = ()) -> Plot | None:
+    """The figure of `field`, or None where nothing can be drawn; the first of `curves` is the limit."""
     drawn = [m for m in found if m.drawn]
     if not drawn:
         return None
-    if curves and field in ("nmse", "hnmse"):
+    if field in QUALITY:
+        caption += _beyond_weights(drawn)
+    elif curves:
         caption += _crossings(drawn, curves[0])
     if any(len(m.point.records) > 1 for m in drawn):
         caption += " Where there are several seeds, the marker is their mean, a dash is one seed, and the bar includes "
@@ -116,6 +116,14 @@ def _plot(
                      for c in curves for x, y in zip(rates, c.at(rates), strict=True)),
         figure=draw(field, drawn, curves, rates),
     )  # fmt: skip
+
+
+def _beyond_weights(drawn: list[Mark]) -> str:
+    """A warning about the methods that quantize more than the bits of the figure count."""
+    methods = sorted({m.point.method for m in drawn if re.search(r"\b(activations|cache)=", m.point.recipe)})
+    if not methods:
+        return ""
+    return f" Activations or cache are quantized too by {', '.join(methods)}: it costs quality and saves no bits here."
 
 
 def _row(m: Mark, field: str, curves: Sequence[Curve]) -> tuple[str, ...]:

@@ -46,6 +46,12 @@ def test_a_point_below_the_limit_is_reported_as_a_finding():
     assert "here there is none" in plot.caption
 
 
+def test_quantized_activations_are_pointed_out():
+    recipe = "Recipe(weights=Target(Integer(bits=3)), activations=Target(Integer(bits=8)))"
+    warned, plain = (kl_plot(study_of(record(method="smoothquant", recipe=r))).caption for r in (recipe, "Recipe()"))
+    assert "quantized too by smoothquant" in warned and "quantized too" not in plain
+
+
 def test_svg_is_titled_described_and_local(tiny):
     for plot in plots(tiny):
         root = ET.fromstring(svg(plot, "x"))
