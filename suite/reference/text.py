@@ -52,6 +52,11 @@ def cut_rows(documents: list[list[int]], length: int) -> tuple[np.ndarray, np.nd
     return tokens, np.array([index for index, _ in rows], dtype=np.int64)
 
 
+def rows_sha256(rows: np.ndarray, owners: np.ndarray) -> str:
+    """What a part of the text must hash to: its rows (n, length), then the file each comes from (n,)."""
+    return hashlib.sha256(rows.astype("<i8").tobytes() + owners.astype("<i8").tobytes()).hexdigest()
+
+
 def repeats_of(rows: np.ndarray, training: np.ndarray, run: int = RUN) -> np.ndarray:
     """Which `rows` (n, length) share `run` consecutive tokens with the `training` stream (m,): booleans (n,).
 

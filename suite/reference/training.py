@@ -5,7 +5,6 @@ pinned sympy. Deterministic given the seed and the environment key: the data of 
 """
 
 import csv
-import hashlib
 import json
 import platform
 import time
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from suite.adaptation.training import Schedule, train
-from suite.reference.text import LENGTH, PINNED, RUN, START, Part, cut_rows, read_files, repeats_of
+from suite.reference.text import LENGTH, PINNED, RUN, START, Part, cut_rows, read_files, repeats_of, rows_sha256
 
 VOCABULARY = 2048
 
@@ -174,7 +173,7 @@ def _card(plan: Plan, parts: dict[Part, list[np.ndarray]], names: dict, stream: 
             rows, owners = np.delete(rows, dropped, axis=0), np.delete(owners, dropped)
         card["parts"][part] = {
             "files": len(names[part]), "tokens": int(sum(map(len, documents))), "rows": len(rows),
-            "sha256": hashlib.sha256(rows.astype("<i8").tobytes() + owners.astype("<i8").tobytes()).hexdigest(),
+            "sha256": rows_sha256(rows, owners),
         }  # fmt: skip
     return card
 

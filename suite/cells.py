@@ -1,0 +1,105 @@
+"""Cells: what a run is made of. A cell's id is a hash of its description and of nothing else."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from suite.methods import METHODS, Method
+from suite.recipe import Recipe, Target, with_activations
+
+TierName = Literal["smoke", "default", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """How much a run takes on; None is no limit. Calibration rows are drawn by the seed, evaluation rows spread."""
+
+    bits: tuple[int, ...]
+    calibration_tokens: int | None
+    evaluation_tokens: int | None
+    seeds: tuple[int, ...] = (0,)
+
+
+TIERS: dict[TierName, Tier] = {
+    "smoke": Tier(bits=(4,), calibration_tokens=1 << 12, evaluation_tokens=1 << 13),
+    "default": Tier(bits=(2, 3, 4, 8), calibration_tokens=1 << 15, evaluation_tokens=1 << 16),
+    "full": Tier(
+        bits=(1, 2, 3, 4, 5, 6, 8), calibration_tokens=1 << 15, evaluation_tokens=None, seeds=(0, 1, 2)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """A recipe to run, under the name and the nominal width that its record will carry."""
+
+    method: str
+    bits: int | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One measurement: a model, a recipe, its seed, and the hashes of the tokens it is calibrated and evaluated on."""
+
+    model_sha256: str
+    recipe: str
+    bits: int | None
+    seed: int
+    calibration_sha256: str
+    evaluation_sha256: str
+    length: int
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the description."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def data_sha256(self) -> str:
+        """One hash for both sets of tokens."""
+        return hashlib.sha256(f"{self.calibration_sha256} {self.evaluation_sha256}".encode()).hexdigest()
+
+
+def picks(
+    methods: Sequence[Method],
+    bits: Iterable[int],
+    recipes: Iterable[Recipe] = (),
+    *,
+    group: int | None = None,
+    activation_bits: int | None = None,
+) -> list[Pick]:
+    """Every method at every width, then the recipes; the same recipe once.
+
+    `group` -1 is a whole row, as is the field's custom. Raises `ValueError` for widths or groups no method takes.
+    """
+    options = {} if group is None else {"group": "row" if group == -1 else group}
+    found: dict[Recipe, Pick] = {}
+    for method in methods:
+        for width in sorted(set(bits)):
+            recipe = method.recipe(bits=width, **options)
+            if activation_bits is not None:
+                recipe = with_activations(recipe, activation_bits)
+            found.setdefault(recipe, Pick(method=method.name, bits=width, recipe=recipe))
+    for recipe in recipes:
+        if activation_bits is not None:
+            recipe = with_activations(recipe, activation_bits)
+        found.setdefault(recipe, Pick(method=name_of(recipe), bits=_width(recipe.weights), recipe=recipe))
+    return list(found.values())
+
+
+def name_of(recipe: Recipe) -> str:
+    """The name of the method whose defaults give this recipe, or "custom"."""
+    width = _width(recipe.weights)
+    for method in METHODS:
+        if width in method.bits and method.recipe(bits=width) == recipe:
+            return method.name
+    return "custom"
+
+
+def _width(target: Target | None) -> int:
+    return 16 if target is None else target.grid.bits
+
+

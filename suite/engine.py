@@ -1,0 +1,315 @@
+"""The engine: from a plan of cells to records in a store. The command line and pytest both run on it.
+
+A run opens a *bench* for each seed: the checkpoint, its tokens, the statistics and the unquantized model's last hidden
+states, all of it computed once and kept on disk. A cell then goes through the model block by block and ends as a record.
+"""
+
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from suite.blockwise import quantize_block
+from suite.calibration import Calibration, last_hidden
+from suite.cells import TIERS, Cell, Pick, TierName, picks
+from suite.environment import code_version, environment_key
+from suite.evaluation import compare, summarize
+from suite.methods import METHODS, method_named
+from suite.models.checkpoint import Checkpoint, load_model
+from suite.packed import block_bytes, export_block, export_rest, rest_bytes, write_block, write_rest
+from suite.recipe import Recipe, parse
+from suite.store import LayerRecord, Record, Store
+from suite.tokens import Tokens, load_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What the cells of a run share; small enough to send to another process."""
+
+    model: str
+    calibration: str | None = None
+    evaluation: str | None = None
+    length: int | None = None
+    calibration_tokens: int | None = None
+    evaluation_tokens: int | None = None
+    threads: int = 1
+    command: str = "python"
+    save: Path | None = None
+    export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A checkpoint with its tokens for one seed."""
+
+    setting: Setting
+    seed: int
+    checkpoint: Checkpoint
+    calibration: Tokens
+    evaluation: Tokens
+
+    def cell(self, pick: Pick) -> Cell:
+        """The cell that a pick is on this bench."""
+        return Cell(model_sha256=self.checkpoint.sha256, recipe=str(pick.recipe), bits=pick.bits, seed=self.seed,
+                    calibration_sha256=self.calibration.sha256, evaluation_sha256=self.evaluation.sha256,
+                    length=self.evaluation.rows.shape[1])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished cell: its record, and its layers' where there are any."""
+
+    record: Record
+    layers: tuple[LayerRecord, ...] = ()
+
+
+@lru_cache(maxsize=2)
+def open_bench(setting: Setting, seed: int) -> Bench:
+    """Open the model and its tokens; `ValueError` in one line for anything that cannot be used."""
+    checkpoint = load_model(setting.model)
+    length = setting.length or min(2048, checkpoint.context)
+    if not 2 <= length <= checkpoint.context:
+        raise ValueError(f"length {length}: {checkpoint.name} takes rows of 2 to {checkpoint.context} tokens")
+    calibration = load_tokens(setting.calibration, "calibration", checkpoint, length)
+    evaluation = load_tokens(setting.evaluation, "evaluation", checkpoint, length)
+    return Bench(setting, seed, checkpoint, calibration.draw(setting.calibration_tokens, seed),
+                 evaluation.spread(setting.evaluation_tokens))  # fmt: skip
+
+
+def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
+    """Run one cell; whatever goes wrong in it becomes a failed record."""
+    torch.set_num_threads(setting.threads)
+    bench = open_bench(setting, seed)
+    blank = _blank(bench, pick)
+    if pick.recipe.unsupported:
+        return Outcome(replace(blank, status="skipped", reason=pick.recipe.unsupported))
+    _reset_peak()
+    begun = time.monotonic()
+    try:
+        outcome = _measure(bench, pick, blank)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return Outcome(replace(blank, status="failed", reason=reason))
+    seconds = round(time.monotonic() - begun, 3)
+    return replace(outcome, record=replace(outcome.record, seconds=seconds, peak_mib=_peak_mib()))
+
+
+def _blank(bench: Bench, pick: Pick) -> Record:
+    cell = bench.cell(pick)
+    return Record(
+        cell=cell.id, code=code_version(), env=environment_key(bench.setting.threads), status="ok",
+        model=bench.checkpoint.name, model_sha256=cell.model_sha256, data_sha256=cell.data_sha256, method=pick.method,
+        recipe=cell.recipe, bits=pick.bits, seed=bench.seed, command=bench.setting.command,
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
+    """Go through the model once: quantize a block, run the calibration and evaluation rows through it, drop it."""
+    checkpoint, setting, recipe = bench.checkpoint, bench.setting, pick.recipe
+    kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
+    base = last_hidden(checkpoint, bench.evaluation, setting.threads)
+    folders = [root / f"{pick.method}-{blank.cell[:12]}" for root in (setting.save, setting.export) if root]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    hidden = checkpoint.embed(bench.evaluation.tensor())
+    calibrating = checkpoint.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
+    layers: list[LayerRecord] = []
+    n_bytes, fallbacks, energies = rest_bytes(checkpoint), [], {}
+    for i in range(checkpoint.n_blocks):
+        block = checkpoint.block(i)
+        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating)
+        if calibrating is not None:
+            calibrating = checkpoint.run(i, block, calibrating)
+        hidden = checkpoint.run(i, block, hidden)
+        layers += done.records
+        n_bytes += block_bytes(checkpoint, i, block, done.layers)
+        for layer, found in done.layers.items():
+            fallbacks += [f"{checkpoint.architecture.blocks}.{i}.{layer}: {what}" for what in found.fallbacks]
+        energies |= {record.layer: energy for record, energy in zip(done.records, done.energies.values(), strict=True)}
+        for root, folder in zip((r for r in (setting.save, setting.export) if r), folders, strict=True):
+            if root is setting.save:
+                write_block(folder, checkpoint, i, block, done.layers)
+            else:
+                export_block(folder, checkpoint, i, block)
+    for root, folder in zip((r for r in (setting.save, setting.export) if r), folders, strict=True):
+        (write_rest if root is setting.save else export_rest)(folder, checkpoint)
+    found = compare(checkpoint, torch.from_numpy(base), hidden, bench.evaluation.tensor())
+    quality = asdict(summarize(found, bench.evaluation))
+    sizes = _sizes(layers, energies) if layers else {}
+    record = replace(blank, **quality, **sizes, model_bytes=n_bytes, fallbacks=tuple(fallbacks))
+    return Outcome(record, tuple(layers))
+
+
+def _sizes(layers: list[LayerRecord], energies: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Bits per weight over all quantized layers, and errors pooled over them."""
+    weights = sum(layer.n_out * layer.n_in for layer in layers)
+    pooled = [sum(getattr(layer, name) * energies[layer.layer][k] for layer in layers)
+              / max(sum(energy[k] for energy in energies.values()), 5e-324)
+              for k, name in enumerate(("nmse", "hnmse"))]  # fmt: skip
+    return {"bpw": sum(layer.n_bits for layer in layers) / weights,
+            "bpw_entropy": sum(layer.entropy_bits for layer in layers) / weights,
+            "nmse": pooled[0], "hnmse": pooled[1]}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cells of a run, seed by seed, and which of them have a finished record already."""
+
+    setting: Setting
+    todo: tuple[tuple[int, Pick], ...]
+    done: tuple[Record, ...]
+
+
+def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: Path | None) -> Plan:
+    """Open every bench and look up what the store has; raises `ValueError` for bad input before anything is written."""
+    torch.set_num_threads(setting.threads)
+    existing = Store(store, create=False) if store is not None and store.exists() else None
+    todo, done = [], []
+    for seed in seeds:
+        bench = open_bench(setting, seed)
+        for pick in chosen:
+            key = bench.cell(pick).id, code_version(), environment_key(setting.threads)
+            record = existing.finished(*key) if existing else None
+            if record is None or (setting.save or setting.export):
+                todo.append((seed, pick))
+            else:
+                done.append(record)
+    if existing:
+        existing.close()
+    return Plan(setting, tuple(todo), tuple(done))
+
+
+def execute(plan: Plan, store: Path, jobs: int, on_done: Callable[[Record], None] = lambda record: None) -> list[Record]:
+    """Run the cells of a plan in `jobs` processes, writing each to the store as it ends; returns all their records."""
+    records = list(plan.done)
+    with Store(store) as opened:
+        for seed in dict.fromkeys(seed for seed, _ in plan.todo):
+            bench = open_bench(plan.setting, seed)
+            _prepare(bench, opened)
+            chosen = [pick for s, pick in plan.todo if s == seed]
+            for outcome in _outcomes(plan.setting, seed, chosen, jobs):
+                opened.put(outcome.record, outcome.layers)
+                records.append(outcome.record)
+                on_done(outcome.record)
+    return records
+
+
+def _prepare(bench: Bench, store: Store) -> None:
+    """What all cells of a bench share, computed before they start."""
+    kept = Calibration.of(bench.checkpoint, bench.calibration, bench.setting.threads)
+    last_hidden(bench.checkpoint, bench.evaluation, bench.setting.threads)
+    any_cell = bench.cell(Pick(method="", bits=None, recipe=Recipe()))
+    store.put_spectra(bench.checkpoint.sha256, any_cell.data_sha256, kept.spectra())
+
+
+def _outcomes(setting: Setting, seed: int, chosen: list[Pick], jobs: int) -> Iterator[Outcome]:
+    """Outcomes as they come; a process that dies (out of memory, say) fails its own cell and no other."""
+    if jobs <= 1 or len(chosen) <= 1:
+        yield from (run_cell(setting, seed, pick) for pick in chosen)
+        return
+    broken = []
+    with _pool(min(jobs, len(chosen))) as pool:
+        waiting: dict[Future[Outcome], Pick] = {pool.submit(run_cell, setting, seed, pick): pick for pick in chosen}
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                pick = waiting.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    broken.append(pick)
+    for pick in broken:
+        with _pool(1) as pool:
+            try:
+                yield pool.submit(run_cell, setting, seed, pick).result()
+            except BrokenProcessPool:
+                blank = _blank(open_bench(setting, seed), pick)
+                yield Outcome(replace(blank, status="failed", reason="the process running this cell died"))
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _reset_peak() -> None:
+    """Make the kernel forget this process's highest memory use, where it lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # then the peak is that of the process so far
+
+
+def _peak_mib() -> float:
+    """Highest resident memory since `_reset_peak`, in MiB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
+    except (OSError, IndexError):
+        per_mib = 2**20 if sys.platform == "darwin" else 2**10
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib, 1)
+
+
+def run(
+    model: str = "reference",
+    *,
+    methods: Sequence[str] | None = None,
+    recipes: Sequence[Recipe | str] = (),
+    bits: Sequence[int] | None = None,
+    group: int | None = None,
+    activation_bits: int | None = None,
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    length: int | None = None,
+    tier: TierName = "default",
+    store: Path | str = "bitfrontier.db",
+    seed: int | None = None,
+    jobs: int | None = None,
+    threads: int = 1,
+    command: str = "python",
+    save: Path | None = None,
+    export: Path | None = None,
+    on_plan: Callable[[Plan], bool] = lambda plan: True,
+    on_done: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Run every cell that has no finished record yet, and return the records of all.
+
+    Without `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. `on_plan` sees the plan and
+    may stop the run by returning False. Raises `ValueError` in one line for bad input, before anything is written.
+    """
+    limits = TIERS[tier]
+    named = [method_named(name) for name in methods] if methods is not None else ([] if recipes else list(METHODS))
+    parsed = [parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
+    chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits)
+    setting = Setting(model=model, calibration=calibration, evaluation=evaluation, length=length, threads=threads,
+                      calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
+                      command=command, save=save, export=export)  # fmt: skip
+    planned = plan(setting, chosen, limits.seeds if seed is None else (seed,), Path(store))
+    if not on_plan(planned):
+        return list(planned.done)
+    return execute(planned, Path(store), jobs or os.cpu_count() or 1, on_done)

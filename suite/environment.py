@@ -1,0 +1,28 @@
+"""What a record must name to be compared: the code's version and the environment's key."""
+
+import hashlib
+import importlib.metadata
+import platform
+from functools import cache
+from pathlib import Path
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+@cache
+def code_version() -> str:
+    """A hash of every source file that a record depends on: the folders `kernels` and `suite`."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("kernels/*.py"), *root.glob("suite/**/*.py")]):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def environment_key(threads: int) -> str:
+    """Versions, threads per cell and CPU capability: what results are bit-for-bit reproducible under."""
+    import torch
+
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    machine = f"{platform.system().lower()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return "; ".join([f"python {platform.python_version()}", *versions, machine, f"threads {threads}"])

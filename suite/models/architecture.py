@@ -1,0 +1,57 @@
+"""Where the norms and linears of a decoder block are: one adapter for each architecture."""
+
+from dataclasses import dataclass
+
+from suite.transforms.scale import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Linear layers that share an input, and what makes it.
+
+    `source` is the norm whose gain, or the linear whose rows, a channel scale can be folded into. `grouped` says that
+    with grouped-query attention several channels of the input come from one row of the source.
+    """
+
+    layers: tuple[str, ...]
+    source: str
+    kind: Source
+    grouped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Names of modules and tensors in a checkpoint; sites in the order in which a block evaluates them."""
+
+    name: str
+    sites: tuple[Site, ...]
+    blocks: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The linear layers of a block that are quantized."""
+        return tuple(layer for site in self.sites for layer in site.layers)
+
+
+_LLAMA_SITES = (
+    Site(layers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="input_layernorm", kind="norm"),
+    Site(layers=("self_attn.o_proj",), source="self_attn.v_proj", kind="linear", grouped=True),
+    Site(layers=("mlp.gate_proj", "mlp.up_proj"), source="post_attention_layernorm", kind="norm"),
+    Site(layers=("mlp.down_proj",), source="mlp.up_proj", kind="linear"),
+)
+
+# Llama's block, four times: Qwen2 adds biases to queries, keys and values, Qwen3 norms on queries and keys, Mistral a
+# sliding window. None of them moves a norm or a linear.
+ARCHITECTURES = tuple(Architecture(name=name, sites=_LLAMA_SITES) for name in ("llama", "mistral", "qwen2", "qwen3"))
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The adapter for a `model_type`; `ValueError` that lists the supported ones."""
+    for architecture in ARCHITECTURES:
+        if architecture.name == model_type:
+            return architecture
+    supported = ", ".join(a.name for a in ARCHITECTURES)
+    raise ValueError(f"unsupported architecture {model_type!r}: expected one of {supported}")

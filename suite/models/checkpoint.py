@@ -1,0 +1,234 @@
+"""A checkpoint in Hugging Face format, read from safetensors block by block.
+
+At any time one decoder block is in working memory. The modules are those of `transformers`; what is here is only the
+walk: embed, run block i on rows of hidden states, norm and head.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from suite.models.architecture import Architecture, architecture_of
+from suite.models.outliers import OutlierDial
+
+REFERENCE = Path(__file__).parent.parent / "reference"
+SHIPPED = {"reference": None, "reference+outliers": OutlierDial()}
+_ROWS_TOKENS = 4096  # tokens run through a block at once
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> "Checkpoint":
+    """The checkpoint of this name: a directory in Hugging Face format, a hub id, or a shipped name.
+
+    Raises `ValueError` in one line for anything that is not a readable checkpoint of a supported architecture.
+    """
+    if name in SHIPPED:
+        return Checkpoint.open(REFERENCE, name=name, dial=SHIPPED[name], dtype=dtype)
+    path = Path(name)
+    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        path = _download(name)
+    return Checkpoint.open(path, name=name.rstrip("/"), dtype=dtype)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "tokenizer*"]))
+    except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: not to be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{hub_id}: no such directory, and not to be had from the hub ({reason})") from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; weights are read when a block is asked for, as `dtype`."""
+
+    name: str
+    path: Path
+    config: Any
+    architecture: Architecture
+    files: dict[str, Path]  # tensor name -> file
+    dial: OutlierDial | None
+    dtype: torch.dtype
+
+    @classmethod
+    def open(
+        cls, path: Path, *, name: str, dial: OutlierDial | None = None, dtype: torch.dtype = torch.float32
+    ) -> "Checkpoint":
+        """Read the configuration and the tensors' index; `ValueError` in one line for what cannot be used."""
+        if not path.is_dir():
+            raise ValueError(f"{name}: no such directory")
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name}: no config.json in this directory")
+        try:
+            model_type = json.loads((path / "config.json").read_text())["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{name}: config.json is not a model's configuration: {error}") from error
+        architecture = architecture_of(model_type)
+        config = AutoConfig.from_pretrained(path)
+        config._attn_implementation = "sdpa"
+        checkpoint = cls(name, path, config, architecture, _index(path, name), dial, dtype)
+        checkpoint._check_names()
+        return checkpoint
+
+    def _check_names(self) -> None:
+        expected = {key for key, value in self.skeleton.state_dict().items() if value.is_floating_point()}
+        if self.tied:
+            expected.discard(f"{self.architecture.head}.weight")
+        missing = sorted(expected - set(self.files))
+        if missing:
+            raise ValueError(f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        if self.config.vocab_size < 2:
+            raise ValueError(f"{self.name}: a vocabulary of {self.config.vocab_size}")
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The whole model without any memory behind its weights."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the embedding's weights."""
+        return bool(self.config.tie_word_embeddings)
+
+    @property
+    def n_blocks(self) -> int:
+        """How many decoder blocks there are."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def context(self) -> int:
+        """The longest row the model was made for."""
+        return int(self.config.max_position_embeddings)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of configuration and weights, whatever files they lie in; reads all weights once.
+
+        Raises `ValueError` where a weight is NaN or infinite.
+        """
+        digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
+        for key in sorted(self.files):
+            tensor = self._read(key)
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{self.name}: {key} holds NaN or infinite values")
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _identity(self) -> dict[str, Any]:
+        config = self.config.to_dict()
+        for volatile in ("transformers_version", "_name_or_path", "_attn_implementation", "architectures", "dtype"):
+            config.pop(volatile, None)
+        return {"config": config, "dial": None if self.dial is None else str(self.dial)}
+
+    def _read(self, key: str) -> torch.Tensor:
+        """One tensor as stored. The file is opened for it alone, so mapped pages do not pile up."""
+        try:
+            with safe_open(self.files[key], framework="pt") as file:
+                return file.get_tensor(key).clone()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.name}: cannot read {key} from {self.files[key].name}: {error}") from error
+
+    def stored(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, as stored, of everything under `prefix`."""
+        for key in sorted(self.files):
+            if key.startswith(prefix):
+                yield key, self._read(key)
+
+    def module(self, name: str) -> nn.Module:
+        """A part of the model with its weights in place, a copy of its own."""
+        shell = copy.deepcopy(self.skeleton.get_submodule(name))
+        tensors = {key.removeprefix(f"{name}."): t.to(self.dtype) for key, t in self.stored(f"{name}.")}
+        shell.load_state_dict(tensors, assign=True)
+        return shell.eval().requires_grad_(False)
+
+    def block(self, i: int) -> nn.Module:
+        """Decoder block `i`, a copy of its own, with the outlier dial applied."""
+        block = self.module(f"{self.architecture.blocks}.{i}")
+        if self.dial is not None:
+            self.dial.apply(block, self.architecture, i)
+        return block
+
+    @cached_property
+    def _embedding(self) -> nn.Module:
+        return self.module(self.architecture.embedding)
+
+    @cached_property
+    def _norm_and_head(self) -> tuple[nn.Module, nn.Module]:
+        head = self._embedding if self.tied else self.module(self.architecture.head)
+        return self.module(self.architecture.norm), head
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (rows, length) to hidden states (rows, length, hidden)."""
+        return self._embedding(tokens)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last block's output (..., hidden) to logits (..., vocabulary)."""
+        norm, head = self._norm_and_head
+        return nn.functional.linear(norm(hidden), head.weight, getattr(head, "bias", None))
+
+    @torch.no_grad()
+    def run(self, i: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, length, hidden) through `block`, in the place of block `i`; a new tensor."""
+        return torch.cat([block(part, **self._arguments(i, hidden)) for part in self.row_parts(hidden)])
+
+    def row_parts(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows in parts of at most about 4,096 tokens."""
+        return hidden.split(max(1, _ROWS_TOKENS // hidden.shape[1]))
+
+    def _arguments(self, i: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """What a block wants beside hidden states: rotary tables, positions, and a mask where plain causal is wrong."""
+        positions = torch.arange(hidden.shape[1])[None]
+        tables = self._rotary(hidden[:1], position_ids=positions)
+        return {"attention_mask": self._mask(i, hidden.shape[1]), "position_ids": positions,
+                "position_embeddings": tables}  # fmt: skip
+
+    @cached_property
+    def _rotary(self) -> nn.Module:
+        return type(self.skeleton.get_submodule("model.rotary_emb"))(self.config)
+
+    def _mask(self, i: int, length: int) -> torch.Tensor | None:
+        """None for causal attention over everything; else where a query (row) may look, (1, 1, length, length)."""
+        window = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        if window is None or window >= length or (kinds and kinds[i] != "sliding_attention"):
+            return None
+        back = torch.arange(length)[:, None] - torch.arange(length)
+        return ((back >= 0) & (back < window))[None, None]
+
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer; `ValueError` if it has none."""
+        try:
+            return AutoTokenizer.from_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.name}: no tokenizer in this directory; give tokens as .npy") from error
+
+
+def _index(path: Path, name: str) -> dict[str, Path]:
+    """Tensor name to safetensors file, for everything in the directory."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind))
+        found = f"found {pickles[0]}, and pickles are not read" if pickles else "found none"
+        raise ValueError(f"{name}: expected weights in safetensors, {found}")
+    index: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                index.update(dict.fromkeys(opened.keys(), file))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{name}: {file.name} is not a readable safetensors file: {error}") from error
+    return index

@@ -1,0 +1,61 @@
+"""The outlier dial: injected outliers of known size and place that leave the model's function as it was.
+
+Kind 1: a norm's gain up on chosen channels, the following columns down (folding the gain undoes it). Kind 2: rows of
+the up and value projections up, the matching columns of the down and output projections down. By a power of two, so
+that every product is what it was, bit for bit, barring overflow. Dose and response, not how common outliers are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from suite.models.architecture import Architecture, Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierDial:
+    """`factor`-fold outliers in one channel of `every`, drawn by `seed`, of kind "norm", "linear" or both."""
+
+    factor: int = 64
+    every: int = 64
+    kinds: tuple[str, ...] = ("norm", "linear")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor {self.factor}: expected a power of two")
+
+    @torch.no_grad()
+    def apply(self, block: nn.Module, architecture: Architecture, i: int) -> None:
+        """Turn up the chosen channels of block `i`, in place."""
+        for number, site in enumerate(architecture.sites):
+            if site.kind not in self.kinds:
+                continue
+            source = block.get_submodule(site.source)
+            channels = source.weight.shape[0]
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i * 101 + number)
+            chosen = torch.randperm(channels, generator=generator)[: max(1, channels // self.every)]
+            s = torch.ones(channels, dtype=source.weight.dtype)
+            s[chosen] = 1 / self.factor
+            scale_site(block, site, spread_over_heads(block, site, s), s)
+
+
+@torch.no_grad()
+def scale_site(block: nn.Module, site: Site, s: torch.Tensor, rows: torch.Tensor) -> None:
+    """Divide what makes a site's input by `rows`, and multiply the columns that read it by `s`; in place."""
+    source = block.get_submodule(site.source)
+    source.weight.div_(rows if source.weight.ndim == 1 else rows[:, None])
+    if getattr(source, "bias", None) is not None:
+        source.bias.div_(rows)
+    for layer in site.layers:
+        block.get_submodule(layer).weight.mul_(s)
+
+
+def spread_over_heads(block: nn.Module, site: Site, rows: torch.Tensor) -> torch.Tensor:
+    """A figure for each row of the source, as one for each input channel: value heads serve groups of query heads."""
+    n_in = block.get_submodule(site.layers[0]).weight.shape[1]
+    if not site.grouped or n_in == len(rows):
+        return rows
+    head = block.get_submodule("self_attn").head_dim
+    return rows.reshape(-1, 1, head).expand(-1, n_in // len(rows), -1).reshape(-1)
