@@ -5,9 +5,10 @@ only ever replaced by rows of the same key, so a run that is started again ends 
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -104,42 +105,54 @@ pragma user_version = {VERSION};
 """
 
 
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """Without leave to write; a directory that cannot be written to holds no write-ahead log to be read either."""
+    writable = os.access(path.parent, os.W_OK)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{'' if writable else '&immutable=1'}", uri=True, timeout=60)
+
+
+def _check(path: Path) -> None:
+    """Read, without touching it, what the file says it is."""
+    with closing(_open_to_read(path)) as connection:
+        try:
+            application = connection.execute("pragma application_id").fetchone()[0]
+            version = connection.execute("pragma user_version").fetchone()[0]
+            tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path} is not a bitfrontier store: {error}") from error
+    if application != _APPLICATION and (application, version, tables) != (0, 0, 0):
+        raise ValueError(f"{path} is not a bitfrontier store: it is another program's SQLite file")
+    if version > VERSION:
+        raise ValueError(f"{path} has store version {version}, this bitfrontier reads up to {VERSION}")
+
+
 class Store:
-    """An open store; `create=False` refuses a path where there is none. `ValueError` if the file is not ours."""
+    """An open store. `create=False` opens for reading alone, and refuses a path where there is none.
+
+    Raises `ValueError` if the file is not a store, or one of a newer version; it is then left as it was.
+    """
 
     def __init__(self, path: Path | str, *, create: bool = True):
         self.path = Path(path)
-        if not create and not self.path.is_file():
+        there = self.path.is_file() and self.path.stat().st_size > 0
+        if not create and not there:
             raise ValueError(f"no store at {self.path}")
-        if self.path.is_file():
-            self._check()
         try:
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._connection.execute("pragma journal_mode = wal")
-            self._connection.execute("pragma synchronous = full")
-            with self._transaction():
-                if not self._connection.execute("pragma user_version").fetchone()[0]:
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._connection.execute(statement)
+            if there:
+                _check(self.path)
+            self._connection = self._open_to_write() if create else _open_to_read(self.path)
         except sqlite3.Error as error:
             raise ValueError(f"cannot open a store at {self.path}: {error}") from error
 
-    def _check(self) -> None:
-        """Read, without touching it, what the existing file says it is. An empty file is an unborn store."""
-        if not self.path.stat().st_size:
-            return
-        try:
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
-            with connection:
-                application = connection.execute("pragma application_id").fetchone()[0]
-                version = connection.execute("pragma user_version").fetchone()[0]
-            connection.close()
-        except sqlite3.Error as error:
-            raise ValueError(f"{self.path} is not a bitfrontier store: {error}") from error
-        if (application, version) != (0, 0) and application != _APPLICATION:
-            raise ValueError(f"{self.path} is not a bitfrontier store: it is another program's SQLite file")
-        if version > VERSION:
-            raise ValueError(f"{self.path} has store version {version}, this bitfrontier reads up to {VERSION}")
+    def _open_to_write(self) -> sqlite3.Connection:
+        self._connection = connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        with self._transaction():
+            if not connection.execute("pragma user_version").fetchone()[0]:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    connection.execute(statement)
+        return connection
 
     def close(self) -> None:
         """Close the file; the write-ahead log is folded in by the last one to close."""

@@ -1,0 +1,190 @@
+"""The command line. Bad input ends with one line on standard error, exit status 2, and nothing written."""
+
+import json
+import os
+import shlex
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from suite.engine import Plan
+    from suite.store import Record
+
+STORE = "bitfrontier.db"
+
+
+def main() -> None:
+    """Entry point of `bitfrontier`."""
+    try:
+        status = bitfrontier.main(standalone_mode=False, prog_name="bitfrontier")
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        status = _refuse(error.format_message())
+    except click.Abort:
+        status = 130
+    except (ValueError, OSError) as error:
+        status = _refuse(str(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(message: str) -> int:
+    print(f"bitfrontier: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Extensible(click.Group):
+    """A group that other packages add subcommands to through the entry points `bitfrontier.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_contributed()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(ctx, name)
+        contributed = _contributed()
+        return own or (contributed[name].load() if name in contributed else None)
+
+
+def _contributed() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group="bitfrontier.commands")}
+
+
+@click.group(cls=_Extensible, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bitfrontier")
+def bitfrontier() -> None:
+    """How few bits can a language model's numbers be stored in, and what does each bit cost?"""
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    try:
+        return None if value is None else [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of integers like 2,3,4") from error
+
+
+@bitfrontier.command()
+@click.argument("model", default="reference")
+@click.option("--methods", callback=_names, help="Names, separated by commas; all of them by default.")
+@click.option("--recipe", "recipes", multiple=True, help="A recipe as `bitfrontier methods` prints it; repeatable.")
+@click.option("--bits", callback=_numbers, help="Widths, separated by commas; the tier's by default.")
+@click.option("--group", type=int, help="Weights that share a scale; -1 is a whole row. The method's by default.")
+@click.option("--activation-bits", type=click.IntRange(1, 8), help="Quantize the linear layers' inputs per token too.")
+@click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--evaluation", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
+@click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
+@click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--seed", type=click.IntRange(0), help="0 by default; the full tier runs 0, 1 and 2.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
+@click.option("--dry-run", is_flag=True, help="List the cells and estimate the time; write nothing.")
+@click.option("--save", type=click.Path(path_type=Path, file_okay=False), help="Write every packed model below DIR.")
+@click.option("--export", type=click.Path(path_type=Path, file_okay=False),
+              help="Write every dequantized model below DIR, for `transformers` to load.")  # fmt: skip
+def run(dry_run: bool, **options: Any) -> int:
+    """Run every cell of MODEL that has no finished record yet; print the table.
+
+    MODEL is a directory in Hugging Face format, a hub id, `reference`, or `reference+outliers`.
+    """
+    _check_writable(options["store"], options["save"], options["export"])
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from suite import engine, tables
+
+    options.pop("device")
+    recipes = options.pop("recipes")
+    command = shlex.join(["bitfrontier", *sys.argv[1:]])
+    with tables.progress() as bar:
+
+        def on_plan(plan: "Plan") -> bool:
+            if dry_run:
+                tables.print_plan(plan, options["store"], options["jobs"] or os.cpu_count() or 1)
+            elif plan.todo:
+                bar.start(len(plan.todo))
+            return not dry_run
+
+        records = engine.run(**options, recipes=recipes, command=command, on_plan=on_plan, on_done=bar.advance)
+    if not dry_run:
+        tables.print_records(records)
+    return int(any(record.status == "failed" for record in records))
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Refuse, before any work, an output whose nearest existing directory cannot be written to."""
+    for path in filter(None, paths):
+        place = path.absolute()
+        while not place.exists():
+            place = place.parent
+        if place.is_file() and place != path.absolute():
+            raise ValueError(f"cannot write {path}: {place} is a file")
+        if not os.access(place, os.W_OK):
+            raise ValueError(f"cannot write {path}: no permission to write to {place}")
+        if path.suffix == ".db" and not path.absolute().parent.is_dir():
+            raise ValueError(f"cannot write {path}: no such directory {path.parent}")
+
+
+@bitfrontier.command()
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+def methods(as_json: bool) -> None:
+    """List every method: paper, targets, choices, bits, what it needs."""
+    from suite import tables
+    from suite.methods import METHODS
+
+    if as_json:
+        click.echo(json.dumps([tables.method_row(method) for method in METHODS], indent=1))
+    else:
+        tables.print_methods(METHODS)
+
+
+@bitfrontier.command()
+@click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="All fields, as a JSON list.")
+@click.option("--csv", "as_csv", is_flag=True, help="All fields, as CSV.")
+def show(store: Path, as_json: bool, as_csv: bool) -> None:
+    """Show the records of a store."""
+    from suite import tables
+    from suite.store import Store
+
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    with Store(store, create=False) as opened:
+        records: list[Record] = opened.records()
+    if as_json:
+        click.echo(tables.to_json(records))
+    elif as_csv:
+        click.echo(tables.to_csv(records), nl=False)
+    else:
+        tables.print_records(records)
+
+
+@bitfrontier.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--steps", type=click.IntRange(1), help="Updates of 4,096 tokens; the shipped model's by default.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+def train_reference(out: Path, steps: int | None, seed: int, threads: int) -> None:
+    """Train the reference checkpoint into the directory OUT; taken up again where it was killed."""
+    _check_writable(out)
+    from dataclasses import replace
+
+    import torch
+
+    from suite import tables
+    from suite.reference.training import Plan, train_reference
+
+    torch.set_num_threads(threads)
+    plan = Plan(seed=seed)
+    if steps is not None:
+        plan = replace(plan, schedule=replace(plan.schedule, steps=steps))
+    with tables.progress() as bar:
+        bar.start(plan.schedule.steps)
+        card = train_reference(out, plan, bar.to_step)
+    click.echo(f"validation perplexity {card['validation_perplexity']:.3f}; written to {out}")

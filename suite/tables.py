@@ -1,0 +1,190 @@
+"""What the command line prints: tables, a progress bar with the time left, JSON and CSV."""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from suite.engine import Plan, open_bench
+from suite.methods import Method
+from suite.recipe import Target
+from suite.store import Record, Store
+
+
+class progress:  # noqa: N801 - used like a function: `with progress() as bar`
+    """A progress bar on standard error; shows nothing where that is not a terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start(self, total: int) -> None:
+        """Show the bar, for `total` pieces of work."""
+        self._task = self._progress.add_task("starting", total=total)
+        self._progress.start()
+
+    def advance(self, record: Record) -> None:
+        """One cell is done."""
+        assert self._task is not None
+        bits = "" if record.bits is None else f" at {record.bits:g} bits"
+        self._progress.update(self._task, advance=1, description=f"{record.method}{bits}")
+
+    def to_step(self, step: int, loss_nats: float) -> None:
+        """A training step is done."""
+        assert self._task is not None
+        self._progress.update(self._task, completed=step, description=f"loss {loss_nats:.3f} nats")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure with so many significant digits; a dash for None.
+
+    >>> number(0.00123456), number(None), number(12345.6), number(float("inf"))
+    ('0.001235', '-', '12346', 'inf')
+    """
+    if value is None:
+        return "-"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}" if abs(value) >= 1e-5 else f"{value:.{digits - 1}e}"
+
+
+def print_records(records: Sequence[Record]) -> None:
+    """Print the table of records that ran, then reasons for those that did not; ± is one standard error."""
+    console = Console()
+    order = sorted(records, key=lambda r: (r.model, r.method, r.bits or 0, r.seed))
+    for model in dict.fromkeys(r.model for r in order):
+        ran = [r for r in order if r.model == model and r.status == "ok"]
+        if ran:
+            console.print(_table(model, ran))
+    for record in order:
+        if record.status != "ok":
+            console.print(f"{record.status}: {record.method} at {record.bits:g} bits: {record.reason}", highlight=False)
+        for what in record.fallbacks:
+            console.print(f"fallback: {record.method} at {record.bits:g} bits: {what}", highlight=False)
+
+
+def _table(model: str, ran: Sequence[Record]) -> Table:
+    bases = sorted({number(r.ppl_base) for r in ran})
+    table = Table(title=f"{model}: unquantized perplexity {', '.join(bases)}; ± one standard error", title_justify="left")
+    seeds = len({r.seed for r in ran}) > 1
+    for name in ("method", "bits", *(["seed"] if seeds else []), "true bits", "MiB", "perplexity", "KL, nats", "top-1"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for r in ran:
+        size = None if r.model_bytes is None else r.model_bytes / 2**20
+        table.add_row(
+            r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(size, 3),
+            f"{number(r.ppl)} ± {number(r.ppl_se, 2)}", f"{number(r.kl, 3)} ± {number(r.kl_se, 2)}",
+            f"{100 * (r.top1 or 0):.1f}%",
+        )  # fmt: skip
+    return table
+
+
+def to_json(records: Sequence[Record]) -> str:
+    """All fields of all records; infinite and undefined figures as null, which JSON can say."""
+
+    def clean(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{key: clean(value) for key, value in asdict(record).items()} for record in records], indent=1)
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """All fields of all records; fallbacks joined by semicolons."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [f.name for f in fields(Record)], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({**asdict(record), "fallbacks": "; ".join(record.fallbacks)})
+    return out.getvalue()
+
+
+def method_row(method: Method) -> dict[str, Any]:
+    """A method as `bitfrontier methods` shows it: the five choices are those of its recipe at its widest."""
+    recipe = method.recipe(bits=method.bits[-1])
+    target = recipe.weights or Target  # every method so far quantizes weights
+    return {
+        "name": method.name, "paper": method.paper, "arxiv": method.arxiv, "targets": list(method.targets),
+        "transforms": [str(transform) for transform in recipe.transforms], "grid": str(target.grid),  # type: ignore[union-attr]
+        "rounding": str(target.rounding), "adaptation": None, "coding": str(recipe.coding),  # type: ignore[union-attr]
+        "inputs": recipe.inputs, "bits": list(method.bits), "needs": method.needs,
+        "recipe": str(method.recipe(bits=4 if 4 in method.bits else method.bits[0])),
+    }  # fmt: skip
+
+
+def print_methods(methods: Sequence[Method]) -> None:
+    """Print the methods, then a recipe of each, ready for `--recipe`."""
+    console, table = Console(), Table(title="methods", title_justify="left")
+    for name in ("name", "paper", "targets", "bits", "needs"):
+        table.add_column(name)
+    for method in methods:
+        source = f"{method.paper}, arXiv:{method.arxiv}" if method.arxiv else method.paper
+        bits = f"{method.bits[0]}-{method.bits[-1]}" if len(method.bits) > 1 else str(method.bits[0])
+        table.add_row(method.name, source, ", ".join(method.targets), bits, method.needs)
+    console.print(table)
+    for method in methods:
+        click_safe = method_row(method)["recipe"]
+        console.print(f"{method.name}: {click_safe}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_plan(plan: Plan, store: Path, jobs: int) -> None:
+    """Print the cells that would run, each with an estimate of its seconds and where the estimate comes from."""
+    console = Console()
+    known = _known_seconds(store)
+    rate, total = None, 0.0
+    for seed, pick in plan.todo:
+        seconds, source = known.get((plan.setting.model, str(pick.recipe))), "a record in the store"
+        if seconds is None:
+            rate = rate or _operations_per_second()
+            seconds, source = _operations(plan, seed, pick.recipe.inputs == "quantized") / rate, "operations"
+        total += seconds
+        console.print(f"{pick.method} at {pick.bits} bits, seed {seed}: about {number(seconds, 2)} s, from {source}; "
+                      f"{pick.recipe}", highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+    console.print(f"{len(plan.todo)} cells to run, {len(plan.done)} done; about {number(total / jobs, 2)} s "
+                  f"in {jobs} processes, statistics and start-up not counted", highlight=False)  # fmt: skip
+
+
+def _known_seconds(store: Path) -> dict[tuple[str, str], float]:
+    if not store.exists():
+        return {}
+    with Store(store, create=False) as opened:
+        return {(r.model, r.recipe): r.seconds for r in opened.records() if r.seconds is not None}
+
+
+def _operations_per_second() -> float:
+    """What one process does here and now, from a matrix product of the size of a block's."""
+    a = torch.randn(2048, 512)
+    b = torch.randn(512, 512)
+    a @ b
+    begun = time.perf_counter()
+    for _ in range(10):
+        a @ b
+    return 10 * 2 * a.numel() * b.shape[1] / (time.perf_counter() - begun)
+
+
+def _operations(plan: Plan, seed: int, twice: bool) -> float:
+    """Multiply-adds of a cell's forward passes, times two, and as much again for what is not a matrix product.
+
+    Calibrating on quantized inputs runs the calibration rows through every block about four times.
+    """
+    bench = open_bench(plan.setting, seed)
+    parameters = sum(t.numel() for t in bench.checkpoint.skeleton.parameters())
+    tokens = bench.evaluation.rows.size + (4 * bench.calibration.rows.size if twice else 0)
+    return 2 * 2.0 * parameters * tokens

@@ -1,0 +1,15 @@
+"""The benchmark's cells as tests: `pytest suite`. A cell that fails is a failed test, a skipped one says why."""
+
+import pytest
+
+from suite.store import Record
+
+
+def test_cell(bitfrontier_record: Record) -> None:
+    """The cell runs, and what it measured is possible."""
+    record = bitfrontier_record
+    if record.status == "skipped":
+        pytest.skip(str(record.reason))
+    assert record.status == "ok", record.reason
+    assert record.bpw is not None and record.bits is not None and record.bpw >= record.bits
+    assert record.kl is not None and record.kl >= 0
