@@ -1,27 +1,40 @@
 """Quantize one decoder block: transform, round layer by layer, put the result where the weights were."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from suite.calibration import gather
+from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
 from suite.quantize import generator_for, output_error, quantize_activations, quantize_layer, relative_errors
 from suite.quantized import Quantized
 from suite.recipe import Recipe
-from suite.statistics import LayerStatistics
+from suite.statistics import LayerStatistics, quadratic
 from suite.store import LayerRecord
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedBlock:
-    """The block's quantized layers by name within the block, and a record of each; energies pool its errors."""
+    """The block's quantized layers by name within the block, and a record of each."""
 
-    layers: dict[str, Quantized]
-    records: list[LayerRecord]
-    energies: dict[str, tuple[float, float]]  # layer -> |W|^2, tr(W H W^T)
+    layers: dict[str, Quantized] = field(default_factory=dict)
+    records: list[LayerRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Coordinates:
+    """How a block's weights differ from the checkpoint's: W' = W * into / out_of, by layer; and what inputs became."""
+
+    into: dict[str, torch.Tensor]
+    out_of: dict[str, torch.Tensor]
+    statistics: dict[str, LayerStatistics]  # by the first layer of each site
+
+    def back(self, layer: str, Q: torch.Tensor) -> torch.Tensor:
+        """A layer's quantized weights (out, in) in the checkpoint's coordinates."""
+        return Q / self.into[layer] * self.out_of[layer][:, None]
 
 
 @torch.no_grad()
@@ -38,59 +51,64 @@ def quantize_block(
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
     are the calibration rows as the quantized model so far hands them to this block, for recipes that ask for them:
-    then a site is measured when everything before it is quantized, and None otherwise.
+    then a site is measured when everything before it is quantized; None otherwise.
     """
-    sites = checkpoint.architecture.sites
-    original = {layer: block.get_submodule(layer).weight.clone() for site in sites for layer in site.layers}
-    there = dict(statistics)
-    into = {layer: torch.ones(W.shape[1], dtype=W.dtype) for layer, W in original.items()}
-    out_of = {layer: torch.ones(W.shape[0], dtype=W.dtype) for layer, W in original.items()}
+    architecture, done = checkpoint.architecture, QuantizedBlock()
+    original = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
+    coordinates = _transform(checkpoint, i, block, recipe, statistics)
+    for site in architecture.sites:
+        there = coordinates.statistics[site.layers[0]]
+        gram = there.gram if hidden is None else gather(checkpoint, i, block, hidden, site).gram
+        for layer in site.layers:
+            name, module = architecture.full_name(i, layer), linear(block, layer)
+            target = recipe.target_of(name)
+            if target is not None:
+                found = quantize_layer(module.weight, target, gram, generator_for(seed, name))
+                module.weight.copy_(found.dequantize())
+                done.layers[layer] = found
+                Q, H = coordinates.back(layer, module.weight), statistics[site.layers[0]].gram
+                done.records.append(_record(name, found, original[layer], Q, H))
+            if recipe.activations is not None:
+                _quantize_input(module, recipe, float(there.max_abs.max()))
+    return done
+
+
+def _transform(
+    checkpoint: Checkpoint, i: int, block: nn.Module, recipe: Recipe, statistics: dict[str, LayerStatistics]
+) -> _Coordinates:
+    """Apply the recipe's transforms to the block, in place and in order."""
+    layers = {layer: linear(block, layer).weight for layer in checkpoint.architecture.layers}
+    into = {layer: torch.ones_like(W[0]) for layer, W in layers.items()}
+    out_of = {layer: torch.ones_like(W[:, 0]) for layer, W in layers.items()}
+    found = _Coordinates(into, out_of, dict(statistics))
     for transform in recipe.transforms:
-        for site in sites:
+        for site in checkpoint.architecture.sites:
             if site.kind not in transform.sources or (site.grouped and _shares_heads(block)):
                 continue
-            weights = {_full(checkpoint, i, layer): block.get_submodule(layer).weight for layer in site.layers}
-            now = there[site.layers[0]]
-            s = transform.fit(list(weights.values()), now, output_error(weights, now, recipe)).to(now.sample.dtype)
+            weights = {checkpoint.architecture.full_name(i, layer): layers[layer] for layer in site.layers}
+            now = found.statistics[site.layers[0]]
+            s = transform.fit(list(weights.values()), now, output_error(weights, now, recipe)).to(into[site.layers[0]])
             scale_site(block, site, s, s)
-            there[site.layers[0]] = now.scaled(s)
+            found.statistics[site.layers[0]] = now.scaled(s)
             for layer in site.layers:
                 into[layer] *= s
             if site.kind == "linear":
                 out_of[site.source] *= s
-    done = QuantizedBlock({}, [], {})
-    for site in sites:
-        local = there[site.layers[0]]
-        if hidden is not None:
-            local = gather(checkpoint, i, block, hidden, site)
-        for layer in site.layers:
-            name, module = _full(checkpoint, i, layer), block.get_submodule(layer)
-            target = recipe.target_of(name)
-            if target is not None:
-                found = quantize_layer(module.weight, target, local.gram, generator_for(seed, name))
-                module.weight.copy_(found.dequantize())
-                Q = module.weight / into[layer] * out_of[layer][:, None]
-                H, W = statistics[site.layers[0]].gram, original[layer]
-                done.layers[layer] = found
-                done.records.append(_record(name, found, relative_errors(W, Q, H)))
-                done.energies[layer] = float((W.double() ** 2).sum()), float(((W.double() @ H) * W.double()).sum())
-            if recipe.activations is not None:
-                _quantize_input(module, recipe, float(there[site.layers[0]].max_abs.max()))
-    return done
-
-
-def _full(checkpoint: Checkpoint, i: int, layer: str) -> str:
-    return f"{checkpoint.architecture.blocks}.{i}.{layer}"
+    return found
 
 
 def _shares_heads(block: nn.Module) -> bool:
-    return int(block.get_submodule("self_attn").num_key_value_groups) > 1
+    """Whether several query heads read one value head, so that an output channel's scale is not free."""
+    return linear(block, "self_attn.o_proj").in_features != linear(block, "self_attn.v_proj").out_features
 
 
-def _record(name: str, found: Quantized, errors: tuple[float, float]) -> LayerRecord:
-    n_out, n_in = found.codes.shape
-    return LayerRecord(layer=name, n_out=n_out, n_in=n_in, group_size=found.grid.group_size, n_bits=found.n_bits,
-                       entropy_bits=found.entropy_bits, nmse=errors[0], hnmse=errors[1])  # fmt: skip
+def _record(name: str, found: Quantized, W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> LayerRecord:
+    nmse, hnmse = relative_errors(W, Q, H)
+    return LayerRecord(
+        layer=name, n_out=W.shape[0], n_in=W.shape[1], group_size=found.grid.group_size, n_bits=found.n_bits,
+        entropy_bits=found.entropy_bits, nmse=nmse, hnmse=hnmse,
+        weight_energy=float((W.double() ** 2).sum()), output_energy=quadratic(W, H),
+    )  # fmt: skip
 
 
 def _quantize_input(module: nn.Module, recipe: Recipe, max_abs: float) -> None:

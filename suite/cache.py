@@ -42,8 +42,8 @@ def keep(description: str, make: Callable[[Path], None]) -> Path:
 
 
 def keep_array(description: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array kept as `.npy`, mapped from disk."""
-    return np.load(keep(description, lambda path: np.save(path / "array.npy", make())) / "array.npy", mmap_mode="r")
+    """An array kept as `.npy`, mapped from disk: writing to it changes this process's copy alone."""
+    return np.load(keep(description, lambda path: np.save(path / "array.npy", make())) / "array.npy", mmap_mode="c")
 
 
 def _prune(newest: Path) -> None:

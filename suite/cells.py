@@ -25,9 +25,7 @@ class Tier:
 TIERS: dict[TierName, Tier] = {
     "smoke": Tier(bits=(4,), calibration_tokens=1 << 12, evaluation_tokens=1 << 13),
     "default": Tier(bits=(2, 3, 4, 8), calibration_tokens=1 << 15, evaluation_tokens=1 << 16),
-    "full": Tier(
-        bits=(1, 2, 3, 4, 5, 6, 8), calibration_tokens=1 << 15, evaluation_tokens=None, seeds=(0, 1, 2)
-    ),
+    "full": Tier(bits=(1, 2, 3, 4, 5, 6, 8), calibration_tokens=1 << 15, evaluation_tokens=None, seeds=(0, 1, 2)),
 }
 
 
@@ -101,5 +99,3 @@ def name_of(recipe: Recipe) -> str:
 
 def _width(target: Target | None) -> int:
     return 16 if target is None else target.grid.bits
-
-

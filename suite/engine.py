@@ -1,7 +1,7 @@
 """The engine: from a plan of cells to records in a store. The command line and pytest both run on it.
 
-A run opens a *bench* for each seed: the checkpoint, its tokens, the statistics and the unquantized model's last hidden
-states, all of it computed once and kept on disk. A cell then goes through the model block by block and ends as a record.
+A run opens a *bench* for each seed: the checkpoint and its tokens. Statistics and the unquantized model's last hidden
+states are computed once and kept on disk. A cell then goes through the model block by block and ends as a record.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from suite.environment import code_version, environment_key
 from suite.evaluation import compare, summarize
 from suite.methods import METHODS, method_named
 from suite.models.checkpoint import Checkpoint, load_model
-from suite.packed import block_bytes, export_block, export_rest, rest_bytes, write_block, write_rest
+from suite.packed import ExportedDirectory, PackedDirectory, block_bytes, rest_bytes
 from suite.recipe import Recipe, parse
 from suite.store import LayerRecord, Record, Store
 from suite.tokens import Tokens, load_tokens
@@ -121,13 +122,12 @@ def _measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     checkpoint, setting, recipe = bench.checkpoint, bench.setting, pick.recipe
     kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
     base = last_hidden(checkpoint, bench.evaluation, setting.threads)
-    folders = [root / f"{pick.method}-{blank.cell[:12]}" for root in (setting.save, setting.export) if root]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    outputs = _outputs(bench, f"{pick.method}-{blank.cell[:12]}")
     hidden = checkpoint.embed(bench.evaluation.tensor())
     calibrating = checkpoint.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
     layers: list[LayerRecord] = []
-    n_bytes, fallbacks, energies = rest_bytes(checkpoint), [], {}
+    fallbacks: list[str] = []
+    n_bytes = rest_bytes(checkpoint)
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
         done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating)
@@ -136,32 +136,40 @@ def _measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         hidden = checkpoint.run(i, block, hidden)
         layers += done.records
         n_bytes += block_bytes(checkpoint, i, block, done.layers)
-        for layer, found in done.layers.items():
-            fallbacks += [f"{checkpoint.architecture.blocks}.{i}.{layer}: {what}" for what in found.fallbacks]
-        energies |= {record.layer: energy for record, energy in zip(done.records, done.energies.values(), strict=True)}
-        for root, folder in zip((r for r in (setting.save, setting.export) if r), folders, strict=True):
-            if root is setting.save:
-                write_block(folder, checkpoint, i, block, done.layers)
-            else:
-                export_block(folder, checkpoint, i, block)
-    for root, folder in zip((r for r in (setting.save, setting.export) if r), folders, strict=True):
-        (write_rest if root is setting.save else export_rest)(folder, checkpoint)
+        for layer, quantized in done.layers.items():
+            name = checkpoint.architecture.full_name(i, layer)
+            fallbacks += [f"{name}: {what}" for what in quantized.fallbacks]
+        for output in outputs:
+            output.write(i, block, done.layers)
+    for output in outputs:
+        output.finish()
     found = compare(checkpoint, torch.from_numpy(base), hidden, bench.evaluation.tensor())
     quality = asdict(summarize(found, bench.evaluation))
-    sizes = _sizes(layers, energies) if layers else {}
-    record = replace(blank, **quality, **sizes, model_bytes=n_bytes, fallbacks=tuple(fallbacks))
+    record = replace(blank, **quality, **_sizes(layers), model_bytes=n_bytes, fallbacks=tuple(fallbacks))
     return Outcome(record, tuple(layers))
 
 
-def _sizes(layers: list[LayerRecord], energies: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Bits per weight over all quantized layers, and errors pooled over them."""
+def _outputs(bench: Bench, name: str) -> list[PackedDirectory | ExportedDirectory]:
+    found: list[PackedDirectory | ExportedDirectory] = []
+    if bench.setting.save:
+        found.append(PackedDirectory(bench.setting.save / name, bench.checkpoint))
+    if bench.setting.export:
+        found.append(ExportedDirectory(bench.setting.export / name, bench.checkpoint))
+    return found
+
+
+def _sizes(layers: list[LayerRecord]) -> dict[str, Any]:
+    """Bits per weight over all quantized layers, and errors pooled over them; nothing where none is quantized."""
+    if not layers:
+        return {}
     weights = sum(layer.n_out * layer.n_in for layer in layers)
-    pooled = [sum(getattr(layer, name) * energies[layer.layer][k] for layer in layers)
-              / max(sum(energy[k] for energy in energies.values()), 5e-324)
-              for k, name in enumerate(("nmse", "hnmse"))]  # fmt: skip
-    return {"bpw": sum(layer.n_bits for layer in layers) / weights,
-            "bpw_entropy": sum(layer.entropy_bits for layer in layers) / weights,
-            "nmse": pooled[0], "hnmse": pooled[1]}  # fmt: skip
+    squares, outputs = sum(x.weight_energy for x in layers), sum(x.output_energy for x in layers)
+    return {
+        "bpw": sum(x.n_bits for x in layers) / weights,
+        "bpw_entropy": sum(x.entropy_bits for x in layers) / weights,
+        "nmse": sum(x.nmse * x.weight_energy for x in layers) / squares if squares else 0.0,
+        "hnmse": sum(x.hnmse * x.output_energy for x in layers) / outputs if outputs else 0.0,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,9 @@ def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: 
     return Plan(setting, tuple(todo), tuple(done))
 
 
-def execute(plan: Plan, store: Path, jobs: int, on_done: Callable[[Record], None] = lambda record: None) -> list[Record]:
+def execute(
+    plan: Plan, store: Path, jobs: int, on_done: Callable[[Record], None] = lambda record: None
+) -> list[Record]:
     """Run the cells of a plan in `jobs` processes, writing each to the store as it ends; returns all their records."""
     records = list(plan.done)
     with Store(store) as opened:

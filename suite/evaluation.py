@@ -44,9 +44,9 @@ def compare(checkpoint: Checkpoint, base: torch.Tensor, hidden: torch.Tensor, to
         log_p = checkpoint.logits(x0[:, :-1]).log_softmax(-1)
         log_q = checkpoint.logits(x1[:, :-1]).log_softmax(-1)
         follows = ids[:, 1:, None]
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-        agree = log_p.argmax(-1) == log_q.argmax(-1)
-        parts.append([-log_q.gather(-1, follows)[..., 0], -log_p.gather(-1, follows)[..., 0], kl, agree])
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+        same = log_p.argmax(-1) == log_q.argmax(-1)
+        parts.append([-log_q.gather(-1, follows)[..., 0], -log_p.gather(-1, follows)[..., 0], divergence, same])
     nll, nll_base, kl, agree = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
     return Comparison(nll=nll, nll_base=nll_base, kl=kl, agree=agree)
 

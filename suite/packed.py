@@ -21,44 +21,63 @@ _FORMAT = {"format": "pt"}  # the metadata that `transformers` expects
 _KEPT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
+class PackedDirectory:
+    """Writes a packed model below `path`, block by block."""
+
+    def __init__(self, path: Path, checkpoint: Checkpoint):
+        self._path, self._checkpoint = path, checkpoint
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, i: int, block: nn.Module, layers: dict[str, Quantized]) -> None:
+        """Write block `i` with its quantized layers as payloads."""
+        tensors = _beside(self._checkpoint, i, block, layers)
+        for layer, found in layers.items():
+            tensors[f"{layer}.weight"] = torch.frombuffer(bytearray(found.to_bytes()), dtype=torch.uint8)
+        save_file(tensors, self._path / f"block-{i:05d}.safetensors", _metadata(layers))
+
+    def finish(self) -> None:
+        """Write embeddings, final norm and head; copy configuration and tokenizer."""
+        save_file(_rest(self._checkpoint), self._path / "rest.safetensors", _FORMAT)
+        _copy_small(self._checkpoint, self._path)
+
+
+class ExportedDirectory:
+    """Writes a dequantized model below `path` that `transformers` loads, block by block.
+
+    Weights are in the checkpoint's own types and in the transformed coordinates; quantized activations are not in it.
+    """
+
+    def __init__(self, path: Path, checkpoint: Checkpoint):
+        self._path, self._checkpoint = path, checkpoint
+        self._names: dict[str, str] = {}
+        self._size = 0
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, i: int, block: nn.Module, layers: dict[str, Quantized]) -> None:
+        """Write block `i` as the checkpoint would have it."""
+        tensors = _beside(self._checkpoint, i, block, {})
+        self._save({self._checkpoint.architecture.full_name(i, key): t for key, t in tensors.items()}, f"{i:05d}")
+
+    def finish(self) -> None:
+        """Write the rest, and the index that `transformers` reads; copy configuration and tokenizer."""
+        self._save(_rest(self._checkpoint), "rest")
+        index = {"metadata": {"total_size": self._size}, "weight_map": self._names}
+        (self._path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        _copy_small(self._checkpoint, self._path)
+
+    def _save(self, tensors: dict[str, torch.Tensor], part: str) -> None:
+        file = f"model-{part}.safetensors"
+        save_file(tensors, self._path / file, _FORMAT)
+        self._names |= dict.fromkeys(tensors, file)
+        self._size += sum(t.nbytes for t in tensors.values())
+
+
 def block_bytes(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> int:
-    """The exact size of the file that `write_block` writes, without packing anything."""
-    tensors = _block_tensors(checkpoint, i, block, layers)
+    """The exact size of the file that `PackedDirectory` writes for block `i`, without packing anything."""
+    tensors = _beside(checkpoint, i, block, layers)
     for layer, found in layers.items():
         tensors[f"{layer}.weight"] = torch.zeros(-(-found.n_bits // 8), dtype=torch.uint8)
     return len(save(tensors, _metadata(layers)))
-
-
-def write_block(path: Path, checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> None:
-    """Write block `i`, its layers packed, into the directory `path`."""
-    tensors = _block_tensors(checkpoint, i, block, layers)
-    for layer, found in layers.items():
-        tensors[f"{layer}.weight"] = torch.frombuffer(bytearray(found.to_bytes()), dtype=torch.uint8)
-    save_file(tensors, path / _block_file(i), _metadata(layers))
-
-
-def _block_file(i: int) -> str:
-    return f"block-{i:05d}.safetensors"
-
-
-def _metadata(layers: dict[str, Quantized]) -> dict[str, str]:
-    return {layer: json.dumps(found.header(), separators=(",", ":")) for layer, found in layers.items()}
-
-
-def _block_tensors(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict) -> dict[str, torch.Tensor]:
-    """What is not quantized, in the checkpoint's types; norms and biases as the transforms left them."""
-    prefix = f"{checkpoint.architecture.blocks}.{i}."
-    state = block.state_dict()
-    stored = {key.removeprefix(prefix): tensor.dtype for key, tensor in checkpoint.stored(prefix)}
-    packed = {f"{layer}.weight" for layer in layers}
-    return {key: state[key].to(dtype).contiguous() for key, dtype in stored.items() if key not in packed}
-
-
-def _rest(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    tensors = {key: t for key, t in checkpoint.stored("") if not key.startswith(f"{checkpoint.architecture.blocks}.")}
-    if checkpoint.tied:
-        tensors.pop(f"{checkpoint.architecture.head}.weight", None)
-    return tensors
 
 
 def rest_bytes(checkpoint: Checkpoint) -> int:
@@ -66,9 +85,28 @@ def rest_bytes(checkpoint: Checkpoint) -> int:
     return len(save(_rest(checkpoint), _FORMAT))
 
 
-def write_rest(path: Path, checkpoint: Checkpoint) -> None:
-    """Write embeddings, final norm, head, and copy configuration and tokenizer."""
-    save_file(_rest(checkpoint), path / "rest.safetensors", _FORMAT)
+def _metadata(layers: dict[str, Quantized]) -> dict[str, str]:
+    return {layer: json.dumps(found.header(), separators=(",", ":")) for layer, found in layers.items()}
+
+
+def _beside(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> dict[str, torch.Tensor]:
+    """What of block `i` is not packed, in the checkpoint's types; norms and biases as the transforms left them."""
+    prefix = checkpoint.architecture.full_name(i, "")
+    state = block.state_dict()
+    stored = {key.removeprefix(prefix): tensor.dtype for key, tensor in checkpoint.stored(prefix)}
+    packed = {f"{layer}.weight" for layer in layers}
+    return {key: state[key].to(dtype).contiguous() for key, dtype in stored.items() if key not in packed}
+
+
+def _rest(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    blocks = f"{checkpoint.architecture.blocks}."
+    tensors = {key: t for key, t in checkpoint.stored("", but=blocks)}
+    if checkpoint.tied:
+        tensors.pop(f"{checkpoint.architecture.head}.weight", None)
+    return tensors
+
+
+def _copy_small(checkpoint: Checkpoint, path: Path) -> None:
     for pattern in _KEPT:
         for file in checkpoint.path.glob(pattern):
             shutil.copy(file, path / file.name)
@@ -82,25 +120,3 @@ def read_packed(path: Path) -> Iterator[tuple[str, Quantized]]:
             for layer, header in sorted((opened.metadata() or {}).items()):
                 payload = opened.get_tensor(f"{layer}.weight").numpy().tobytes()
                 yield f"model.layers.{i}.{layer}", Quantized.from_bytes(payload, json.loads(header))
-
-
-def export_block(path: Path, checkpoint: Checkpoint, i: int, block: nn.Module) -> None:
-    """Write block `i` as the checkpoint would have it, with dequantized weights."""
-    prefix = f"{checkpoint.architecture.blocks}.{i}."
-    tensors = {prefix + key: t.contiguous() for key, t in _block_tensors(checkpoint, i, block, {}).items()}
-    save_file(tensors, path / f"model-{i:05d}.safetensors", _FORMAT)
-
-
-def export_rest(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the rest of an exported directory, and the index that `transformers` reads."""
-    save_file(_rest(checkpoint), path / "model-rest.safetensors", _FORMAT)
-    names = {}
-    for file in sorted(path.glob("model-*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            names |= dict.fromkeys(opened.keys(), file.name)
-    size = sum(file.stat().st_size for file in path.glob("model-*.safetensors"))
-    index = {"metadata": {"total_size": size}, "weight_map": names}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    for pattern in _KEPT:
-        for file in checkpoint.path.glob(pattern):
-            shutil.copy(file, path / file.name)

@@ -11,7 +11,6 @@ import pytest
 
 if TYPE_CHECKING:
     from suite.cells import Pick
-    from suite.engine import Setting
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

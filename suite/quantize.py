@@ -11,8 +11,7 @@ from suite.grids import Integer
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
-from suite.rounding import Nearest
-from suite.statistics import LayerStatistics, statistics_of
+from suite.statistics import LayerStatistics, quadratic, statistics_of
 from suite.transforms import Score
 
 
@@ -66,12 +65,6 @@ def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, 
         return total
 
     return score
-
-
-def quadratic(E: torch.Tensor, H: torch.Tensor) -> float:
-    """tr(E H E^T) in float64 for E (out, in)."""
-    E = E.double()
-    return float(((E @ H) * E).sum())
 
 
 def quantize_matrix(
@@ -140,5 +133,3 @@ def relative_errors(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> tuple[
     pairs = ((float((E**2).sum()), float((W.double() ** 2).sum())), (quadratic(E, H), quadratic(W, H)))
     nmse, hnmse = (0.0 if top == 0 else math.inf if bottom == 0 else top / bottom for top, bottom in pairs)
     return nmse, hnmse
-
-

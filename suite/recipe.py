@@ -30,7 +30,7 @@ class Target:
             raise ValueError(f"a target is a grid and a rounding, found {self.grid!r} and {self.rounding!r}")
 
     def __str__(self) -> str:
-        return _text(self)
+        return canonical(self)
 
     @property
     def unsupported(self) -> str | None:
@@ -59,7 +59,7 @@ class Recipe:
     coding: Fixed = field(default_factory=Fixed)
 
     def __str__(self) -> str:
-        return _text(self)
+        return canonical(self)
 
     def __post_init__(self) -> None:
         if self.inputs not in ("original", "quantized"):
@@ -145,18 +145,18 @@ def _build(node: ast.expr) -> Any:
     raise ValueError(f"{ast.unparse(node)} is neither a constant, a tuple nor a constructor")
 
 
-def _text(value: Any) -> str:
-    """The canonical constructor expression: fields in order, those at their defaults left out."""
+def canonical(value: Any) -> str:
+    """The constructor expression of a recipe or a part of one: fields in order, those at their defaults left out."""
     if not is_dataclass(value):
         if isinstance(value, tuple):
-            return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
+            return f"({', '.join(map(canonical, value))}{',' if len(value) == 1 else ''})"
         return repr(value)
     parts = []
     for f in fields(value):
         mine = getattr(value, f.name)
         default = f.default_factory() if callable(f.default_factory) else f.default
         if mine != default:
-            parts.append(f"{f.name}={_text(mine)}" if f.kw_only else _text(mine))
+            parts.append(f"{f.name}={canonical(mine)}" if f.kw_only else canonical(mine))
     return f"{type(value).__name__}({', '.join(parts)})"
 
 

@@ -61,3 +61,9 @@ def statistics_of(X: torch.Tensor) -> LayerStatistics:
     accumulator = Accumulator(X.shape[1], X.shape[0])
     accumulator.add(X)
     return accumulator.finish()
+
+
+def quadratic(E: torch.Tensor, H: torch.Tensor) -> float:
+    """tr(E H E^T) in float64 for E (out, in)."""
+    E = E.double()
+    return float(((E @ H) * E).sum())

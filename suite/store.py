@@ -70,7 +70,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W."""
+    """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W.
+
+    The errors are relative to `weight_energy` = |W|^2 and `output_energy` = tr(W H W^T), by which layers are pooled.
+    """
 
     layer: str
     n_out: int
@@ -80,6 +83,8 @@ class LayerRecord:
     entropy_bits: float
     nmse: float
     hnmse: float
+    weight_energy: float
+    output_energy: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +113,9 @@ pragma user_version = {VERSION};
 def _open_to_read(path: Path) -> sqlite3.Connection:
     """Without leave to write; a directory that cannot be written to holds no write-ahead log to be read either."""
     writable = os.access(path.parent, os.W_OK)
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{'' if writable else '&immutable=1'}", uri=True, timeout=60)
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro{'' if writable else '&immutable=1'}", uri=True, timeout=60
+    )
 
 
 def _check(path: Path) -> None:

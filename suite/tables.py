@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from suite.engine import Plan, open_bench
 from suite.methods import Method
-from suite.recipe import Target
+from suite.recipe import canonical
 from suite.store import Record, Store
 
 
-class progress:  # noqa: N801 - used like a function: `with progress() as bar`
+class progress:
     """A progress bar on standard error; shows nothing where that is not a terminal."""
 
     def __init__(self) -> None:
@@ -66,14 +67,22 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{decimals}f}" if abs(value) >= 1e-5 else f"{value:.{digits - 1}e}"
 
 
+def _console() -> Console:
+    """Standard output; 100 columns where it is not a terminal, so that a log has whole tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
 def print_records(records: Sequence[Record]) -> None:
     """Print the table of records that ran, then reasons for those that did not; ± is one standard error."""
-    console = Console()
+    console = _console()
     order = sorted(records, key=lambda r: (r.model, r.method, r.bits or 0, r.seed))
     for model in dict.fromkeys(r.model for r in order):
         ran = [r for r in order if r.model == model and r.status == "ok"]
         if ran:
-            console.print(_table(model, ran))
+            bases = ", ".join(sorted({number(r.ppl_base) for r in ran}))
+            console.print(f"{model}: unquantized perplexity {bases}; ± is one standard error", highlight=False)
+            console.print(_table(ran))
     for record in order:
         if record.status != "ok":
             console.print(f"{record.status}: {record.method} at {record.bits:g} bits: {record.reason}", highlight=False)
@@ -81,9 +90,8 @@ def print_records(records: Sequence[Record]) -> None:
             console.print(f"fallback: {record.method} at {record.bits:g} bits: {what}", highlight=False)
 
 
-def _table(model: str, ran: Sequence[Record]) -> Table:
-    bases = sorted({number(r.ppl_base) for r in ran})
-    table = Table(title=f"{model}: unquantized perplexity {', '.join(bases)}; ± one standard error", title_justify="left")
+def _table(ran: Sequence[Record]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     seeds = len({r.seed for r in ran}) > 1
     for name in ("method", "bits", *(["seed"] if seeds else []), "true bits", "MiB", "perplexity", "KL, nats", "top-1"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
@@ -119,11 +127,12 @@ def to_csv(records: Sequence[Record]) -> str:
 def method_row(method: Method) -> dict[str, Any]:
     """A method as `bitfrontier methods` shows it: the five choices are those of its recipe at its widest."""
     recipe = method.recipe(bits=method.bits[-1])
-    target = recipe.weights or Target  # every method so far quantizes weights
+    target = recipe.weights
+    assert target is not None, f"{method.name} quantizes no weights: say what to show for it"
     return {
         "name": method.name, "paper": method.paper, "arxiv": method.arxiv, "targets": list(method.targets),
-        "transforms": [str(transform) for transform in recipe.transforms], "grid": str(target.grid),  # type: ignore[union-attr]
-        "rounding": str(target.rounding), "adaptation": None, "coding": str(recipe.coding),  # type: ignore[union-attr]
+        "transforms": [canonical(transform) for transform in recipe.transforms], "grid": canonical(target.grid),
+        "rounding": canonical(target.rounding), "adaptation": None, "coding": canonical(recipe.coding),
         "inputs": recipe.inputs, "bits": list(method.bits), "needs": method.needs,
         "recipe": str(method.recipe(bits=4 if 4 in method.bits else method.bits[0])),
     }  # fmt: skip
@@ -131,22 +140,21 @@ def method_row(method: Method) -> dict[str, Any]:
 
 def print_methods(methods: Sequence[Method]) -> None:
     """Print the methods, then a recipe of each, ready for `--recipe`."""
-    console, table = Console(), Table(title="methods", title_justify="left")
-    for name in ("name", "paper", "targets", "bits", "needs"):
-        table.add_column(name)
+    console, table = _console(), Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("name", "targets", "bits", "needs", "arXiv", "paper"):
+        table.add_column(name, no_wrap=name != "paper")
     for method in methods:
-        source = f"{method.paper}, arXiv:{method.arxiv}" if method.arxiv else method.paper
         bits = f"{method.bits[0]}-{method.bits[-1]}" if len(method.bits) > 1 else str(method.bits[0])
-        table.add_row(method.name, source, ", ".join(method.targets), bits, method.needs)
+        targets = ", ".join(method.targets)
+        table.add_row(method.name, targets, bits, method.needs, method.arxiv or "-", method.paper)
     console.print(table)
     for method in methods:
-        click_safe = method_row(method)["recipe"]
-        console.print(f"{method.name}: {click_safe}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{method.name}: {method_row(method)['recipe']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan, store: Path, jobs: int) -> None:
     """Print the cells that would run, each with an estimate of its seconds and where the estimate comes from."""
-    console = Console()
+    console = _console()
     known = _known_seconds(store)
     rate, total = None, 0.0
     for seed, pick in plan.todo:

@@ -127,7 +127,9 @@ def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
             dropped = card["dropped_evaluation_rows"]
             rows, owners = np.delete(rows, dropped, axis=0), np.delete(owners, dropped)
         if rows_sha256(rows, owners) != card["parts"][part]["sha256"]:
-            raise ValueError(f"the {part} part of the reference text differs from the shipped sum: is sympy as released?")
+            raise ValueError(
+                f"the {part} part of the reference text differs from the shipped sum: is sympy as released?"
+            )
     if not len(rows):
         raise ValueError(f"the reference text has no row of {length} tokens")
     return _shorten(rows, owners, length)

@@ -306,7 +306,7 @@ class FittedInteger:
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
         """What is stored beside the codes: (count, bits of each) by the name of the field."""
-        stored = {"scale": (self.scale.numel(), self.grid.scale_bits)}
+        stored: dict[str, tuple[int, int]] = {"scale": (self.scale.numel(), self.grid.scale_bits)}
         if self.zero is not None:
             whole = self.grid.convention == "asymmetric"
             stored["zero"] = (self.zero.numel(), self.grid.bits if whole else self.grid.scale_bits)

@@ -23,7 +23,7 @@ def build(
     *,
     bits: int,
     group: int | str = 128,
-    pick: Nearest | Stochastic = Nearest(),  # noqa: B008
+    pick: Nearest | Stochastic = Nearest(),  # noqa: B008 - a frozen value
     inputs: Literal["original", "quantized"] = "quantized",
     **options: Any,
 ) -> Recipe:

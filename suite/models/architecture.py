@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from suite.transforms.scale import Source
 
 
@@ -35,6 +37,10 @@ class Architecture:
         """The linear layers of a block that are quantized."""
         return tuple(layer for site in self.sites for layer in site.layers)
 
+    def full_name(self, i: int, layer: str) -> str:
+        """A layer of block `i` as the checkpoint names it."""
+        return f"{self.blocks}.{i}.{layer}"
+
 
 _LLAMA_SITES = (
     Site(layers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), source="input_layernorm", kind="norm"),
@@ -55,3 +61,17 @@ def architecture_of(model_type: str) -> Architecture:
             return architecture
     supported = ", ".join(a.name for a in ARCHITECTURES)
     raise ValueError(f"unsupported architecture {model_type!r}: expected one of {supported}")
+
+
+def weight_of(block: nn.Module, name: str) -> nn.Parameter:
+    """The weight of a norm or a linear within a block."""
+    found = block.get_submodule(name).weight
+    assert isinstance(found, nn.Parameter)
+    return found
+
+
+def linear(block: nn.Module, layer: str) -> nn.Linear:
+    """The linear layer of this name within a block."""
+    found = block.get_submodule(layer)
+    assert isinstance(found, nn.Linear), f"{layer} is a {type(found).__name__}"
+    return found

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from suite.models.architecture import Architecture, architecture_of
+from suite.models.architecture import Architecture, architecture_of, weight_of
 from suite.models.outliers import OutlierDial
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -142,10 +142,10 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.name}: cannot read {key} from {self.files[key].name}: {error}") from error
 
-    def stored(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors, as stored, of everything under `prefix`."""
+    def stored(self, prefix: str, *, but: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, as stored, of everything that begins with `prefix` and does not with `but`."""
         for key in sorted(self.files):
-            if key.startswith(prefix):
+            if key.startswith(prefix) and not (but and key.startswith(but)):
                 yield key, self._read(key)
 
     def module(self, name: str) -> nn.Module:
@@ -178,7 +178,7 @@ class Checkpoint:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The last block's output (..., hidden) to logits (..., vocabulary)."""
         norm, head = self._norm_and_head
-        return nn.functional.linear(norm(hidden), head.weight, getattr(head, "bias", None))
+        return nn.functional.linear(norm(hidden), weight_of(head, ""), getattr(head, "bias", None))
 
     @torch.no_grad()
     def run(self, i: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from suite.models.architecture import Architecture, Site
+from suite.models.architecture import Architecture, Site, weight_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +32,10 @@ class OutlierDial:
         for number, site in enumerate(architecture.sites):
             if site.kind not in self.kinds:
                 continue
-            source = block.get_submodule(site.source)
-            channels = source.weight.shape[0]
+            channels = len(weight_of(block, site.source))
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i * 101 + number)
             chosen = torch.randperm(channels, generator=generator)[: max(1, channels // self.every)]
-            s = torch.ones(channels, dtype=source.weight.dtype)
+            s = torch.ones(channels, dtype=weight_of(block, site.source).dtype)
             s[chosen] = 1 / self.factor
             scale_site(block, site, spread_over_heads(block, site, s), s)
 
@@ -44,18 +43,19 @@ class OutlierDial:
 @torch.no_grad()
 def scale_site(block: nn.Module, site: Site, s: torch.Tensor, rows: torch.Tensor) -> None:
     """Divide what makes a site's input by `rows`, and multiply the columns that read it by `s`; in place."""
-    source = block.get_submodule(site.source)
-    source.weight.div_(rows if source.weight.ndim == 1 else rows[:, None])
-    if getattr(source, "bias", None) is not None:
-        source.bias.div_(rows)
+    weight = weight_of(block, site.source)
+    weight.div_(rows if weight.ndim == 1 else rows[:, None])
+    bias = getattr(block.get_submodule(site.source), "bias", None)
+    if bias is not None:
+        bias.div_(rows)
     for layer in site.layers:
-        block.get_submodule(layer).weight.mul_(s)
+        weight_of(block, layer).mul_(s)
 
 
 def spread_over_heads(block: nn.Module, site: Site, rows: torch.Tensor) -> torch.Tensor:
     """A figure for each row of the source, as one for each input channel: value heads serve groups of query heads."""
-    n_in = block.get_submodule(site.layers[0]).weight.shape[1]
+    n_in = weight_of(block, site.layers[0]).shape[1]
     if not site.grouped or n_in == len(rows):
         return rows
-    head = block.get_submodule("self_attn").head_dim
+    head = int(block.get_submodule("self_attn").head_dim)  # type: ignore[arg-type]
     return rows.reshape(-1, 1, head).expand(-1, n_in // len(rows), -1).reshape(-1)

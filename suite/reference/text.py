@@ -9,6 +9,7 @@ lists them, because finding them takes the whole training part).
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +41,7 @@ def read_files(part: Part) -> dict[str, str]:
     return {name: (root / name).read_text(encoding="utf8") for name in names if part_of(name) == part}
 
 
-def cut_rows(documents: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_rows(documents: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut each document into rows of `length` tokens, dropping partial ones.
 
     Returns the rows (n, length), int64, and the index of the document each row comes from, (n,).

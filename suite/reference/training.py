@@ -76,7 +76,7 @@ def weight_statistics(model: torch.nn.Module) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def perplexity(model: LlamaForCausalLM, rows: np.ndarray) -> float:
-    """exp of the mean negative log-likelihood of tokens 2..LENGTH of each row."""
+    """Exp of the mean negative log-likelihood of tokens 2..LENGTH of each row."""
     sums = [model(input_ids=part, labels=part).loss.double() * len(part) for part in torch.from_numpy(rows).split(32)]
     return float((torch.stack(sums).sum() / len(rows)).exp())
 
@@ -140,9 +140,7 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
 def _prepare(out: Path) -> tuple[Tokenizer, dict[Part, list[np.ndarray]], dict[Part, list[str]]]:
     texts = {part: read_files(part) for part in get_args(Part)}
     path = out / "tokenizer.json"
-    tokenizer = (
-        Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer(list(texts["training"].values()))
-    )
+    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer(list(texts["training"].values()))
     tokenizer.save(str(path))
     parts: dict[Part, list[np.ndarray]] = {
         part: [np.array(found.ids) for found in tokenizer.encode_batch([START + text for text in files.values()])]

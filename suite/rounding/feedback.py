@@ -11,12 +11,12 @@ one factorization in float64, and errors are gathered by column blocks from the 
 right, which is the same arithmetic in large matrix products.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
-from suite.grids.integer import FittedInteger, Integer
+from suite.grids.integer import Integer
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
@@ -42,7 +42,7 @@ class Feedback:
     groups: Groups = "dynamic"
     damping: float = 0.01
     block: int = 128
-    pick: Nearest | Stochastic = Nearest()
+    pick: Nearest | Stochastic = field(default_factory=Nearest)
 
     def __post_init__(self) -> None:
         if self.order not in ("given", "decreasing", "pivot"):
@@ -64,8 +64,7 @@ class Feedback:
         if regroup and self.order != "given":
             group_of = torch.empty_like(perm)
             group_of[perm] = torch.arange(n_in) // fitted.group_size
-            fitted = FittedInteger(grid=grid, shape=fitted.shape, scale=fitted.scale, zero=fitted.zero,
-                                   group_of=group_of)  # fmt: skip
+            fitted = replace(fitted, group_of=group_of)
         codes, fitted = self._sweep(W, H, (R / R.diagonal()).to(W.dtype), perm, fitted, regroup, generator)
         return Rounded(codes, fitted, fallbacks)
 
