@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -75,20 +76,30 @@ class Checkpoint:
             model_type = json.loads((path / "config.json").read_text())["model_type"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: config.json is not a model's configuration: {error}") from error
-        architecture = architecture_of(model_type)
-        config = AutoConfig.from_pretrained(path)
+        try:
+            architecture = architecture_of(model_type)
+            config = AutoConfig.from_pretrained(path)
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"{name}: config.json: {error}") from error
         config._attn_implementation = "sdpa"
         checkpoint = cls(name, path, config, architecture, _index(path, name), dial, dtype)
-        checkpoint._check_names()
+        checkpoint._check_tensors()
         return checkpoint
 
-    def _check_names(self) -> None:
-        expected = {key for key, value in self.skeleton.state_dict().items() if value.is_floating_point()}
+    def _check_tensors(self) -> None:
+        """Every tensor of the model is there, and of its shape; nothing is read but the files' headers."""
+        expected = {key: tuple(t.shape) for key, t in self.skeleton.state_dict().items() if t.is_floating_point()}
         if self.tied:
-            expected.discard(f"{self.architecture.head}.weight")
-        missing = sorted(expected - set(self.files))
+            expected.pop(f"{self.architecture.head}.weight", None)
+        missing = sorted(set(expected) - set(self.files))
         if missing:
             raise ValueError(f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        for file in sorted(set(self.files.values())):
+            with safe_open(file, framework="pt") as opened:
+                for key in sorted(set(opened.keys()) & set(expected)):
+                    found = tuple(opened.get_slice(key).get_shape())
+                    if found != expected[key]:
+                        raise ValueError(f"{self.name}: {key} has shape {found}, config.json makes it {expected[key]}")
         if self.config.vocab_size < 2:
             raise ValueError(f"{self.name}: a vocabulary of {self.config.vocab_size}")
 
