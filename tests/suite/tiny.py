@@ -82,3 +82,14 @@ def save_tokens(path, rows, length, seed):
     """A `.npy` file of uniform token ids; returns it."""
     np.save(path, np.random.default_rng(seed).integers(0, VOCABULARY, (rows, length)))
     return path
+
+
+@torch.no_grad()
+def logits_of(checkpoint, rows, change=lambda i, block: None):
+    """Logits (rows, length, vocabulary) of a `Checkpoint`, block by block; `change` may edit a block before it runs."""
+    hidden = checkpoint.embed(rows)
+    for i in range(checkpoint.n_blocks):
+        block = checkpoint.block(i)
+        change(i, block)
+        hidden = checkpoint.run(i, block, hidden)
+    return checkpoint.logits(hidden)
