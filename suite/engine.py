@@ -30,7 +30,7 @@ from suite.methods import METHODS, method_named
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.packed import ExportedDirectory, PackedDirectory, block_bytes, rest_bytes
 from suite.recipe import Recipe, parse
-from suite.store import LayerRecord, Record, Store
+from suite.store import LayerRecord, Record, Store, holds_store
 from suite.tokens import Tokens, load_tokens
 
 
@@ -184,7 +184,7 @@ class Plan:
 def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: Path | None) -> Plan:
     """Open every bench and look up what the store has; raises `ValueError` for bad input before anything is written."""
     torch.set_num_threads(setting.threads)
-    existing = Store(store, create=False) if store is not None and store.exists() else None
+    existing = Store(store, create=False) if store is not None and holds_store(store) else None
     todo, done = [], []
     for seed in seeds:
         bench = open_bench(setting, seed)

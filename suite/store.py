@@ -110,27 +110,49 @@ pragma user_version = {VERSION};
 """
 
 
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60)
+
+
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    """Without leave to write; a directory that cannot be written to holds no write-ahead log to be read either."""
-    writable = os.access(path.parent, os.W_OK)
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro{'' if writable else '&immutable=1'}", uri=True, timeout=60
-    )
+    """Without leave to write, yet such that closing clears away the log's files, which `mode=ro` leaves lying about.
+
+    A directory that cannot be written to holds no write-ahead log to be read either.
+    """
+    if not os.access(path.parent, os.W_OK):
+        return _connect(path, "immutable=1")
+    connection = _connect(path, "mode=rw")
+    connection.execute("pragma query_only = on")
+    return connection
 
 
-def _check(path: Path) -> None:
-    """Read, without touching it, what the file says it is."""
-    with closing(_open_to_read(path)) as connection:
+def _check(path: Path) -> bool:
+    """Read, without touching anything, what the file says it is; False for a store that was begun and never made."""
+    logged = path.with_name(f"{path.name}-wal").exists()
+    with closing(_connect(path, "mode=ro" if logged else "immutable=1")) as connection:
         try:
             application = connection.execute("pragma application_id").fetchone()[0]
             version = connection.execute("pragma user_version").fetchone()[0]
             tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path} is not a bitfrontier store: {error}") from error
-    if application != _APPLICATION and (application, version, tables) != (0, 0, 0):
+    begun = (application, version, tables) == (0, 0, 0)
+    if application != _APPLICATION and not begun:
         raise ValueError(f"{path} is not a bitfrontier store: it is another program's SQLite file")
     if version > VERSION:
         raise ValueError(f"{path} has store version {version}, this bitfrontier reads up to {VERSION}")
+    return not begun
+
+
+def holds_store(path: Path) -> bool:
+    """Whether there is a store at `path`; a file that a killed run left before its first record is none.
+
+    Raises `ValueError` for a file that is something else, or a store of a newer version.
+    """
+    try:
+        return path.is_file() and path.stat().st_size > 0 and _check(path)
+    except sqlite3.Error as error:
+        raise ValueError(f"cannot open a store at {path}: {error}") from error
 
 
 class Store:
@@ -141,12 +163,9 @@ class Store:
 
     def __init__(self, path: Path | str, *, create: bool = True):
         self.path = Path(path)
-        there = self.path.is_file() and self.path.stat().st_size > 0
-        if not create and not there:
+        if not holds_store(self.path) and not create:
             raise ValueError(f"no store at {self.path}")
         try:
-            if there:
-                _check(self.path)
             self._connection = self._open_to_write() if create else _open_to_read(self.path)
         except sqlite3.Error as error:
             raise ValueError(f"cannot open a store at {self.path}: {error}") from error

@@ -19,7 +19,7 @@ from rich.table import Table
 from suite.engine import Plan, open_bench
 from suite.methods import Method
 from suite.recipe import canonical
-from suite.store import Record, Store
+from suite.store import Record, Store, holds_store
 
 
 class progress:
@@ -170,7 +170,7 @@ def print_plan(plan: Plan, store: Path, jobs: int) -> None:
 
 
 def _known_seconds(store: Path) -> dict[tuple[str, str], float]:
-    if not store.exists():
+    if not holds_store(store):
         return {}
     with Store(store, create=False) as opened:
         return {(r.model, r.recipe): r.seconds for r in opened.records() if r.seconds is not None}
