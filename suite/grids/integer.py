@@ -13,7 +13,7 @@ follow from its range. The conventions by name (amax = max |x| of the group):
 
 Ties go to the even code of x / s (of x / s + z where z is not an integer). Scales are rounded to the type they are
 stored in before any code is chosen. A group of zeros has s = 1 and decodes to zeros (`half-integer` has no zero level:
-its scale is the smallest that can be stored); a constant group is met exactly by `real-zero`.
+its scale is the smallest that can be stored); a constant group is met by `real-zero` as closely as z can be stored.
 """
 
 import math
@@ -29,6 +29,11 @@ Columns = slice | torch.Tensor
 ALL = slice(None)
 
 
+def _check_search(steps: int, most: float) -> None:
+    if not (steps >= 1 and 0 <= most <= 1):
+        raise ValueError(f"steps {steps!r}, most {most!r}: expected at least 1, and 0 to 1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShrinkSearch:
     """Shrink a group's range by 1 - i/steps, i < most * steps, and keep the least sum |x - q|^norm (GPTQ's release).
@@ -40,6 +45,11 @@ class ShrinkSearch:
     steps: int = 100
     most: float = 0.8
 
+    def __post_init__(self) -> None:
+        _check_search(self.steps, self.most)
+        if not self.norm > 0:
+            raise ValueError(f"norm {self.norm!r}: expected a positive number")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSearch:
@@ -50,6 +60,9 @@ class OutputSearch:
 
     steps: int = 20
     most: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_search(self.steps, self.most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +119,14 @@ class Integer:
         """
         if self.unsupported:
             raise ValueError(self.unsupported)
-        if W.ndim != 2 or W.numel() == 0 or not bool(torch.isfinite(W).all()):
-            raise ValueError(f"expected a finite, non-empty matrix, found shape {tuple(W.shape)}")
+        if W.ndim != 2 or W.numel() == 0:
+            raise ValueError(f"expected a non-empty matrix, found shape {tuple(W.shape)}")
         if isinstance(self.clip, OutputSearch) and importance is None:
             raise ValueError("an output search needs the Gram matrix H")
         grouped_low = self._grouped(W, math.inf).amin(-1)
         grouped_high = self._grouped(W, -math.inf).amax(-1)
+        if not bool(torch.isfinite(grouped_low).all() & torch.isfinite(grouped_high).all()):  # NaN spreads to both
+            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         best = self._from_range(W, grouped_low, grouped_high)
         if self.clip is None:
             return best
@@ -142,7 +157,7 @@ class Integer:
             scale = self._stored((high - low) / top)
             zero = (-low / scale).round().clamp(0, top)
         elif self.convention == "real-zero":
-            scale = self._stored((high - low) / top)
+            scale = self._stored(self._wide_enough((high - low) / top, torch.maximum(-low, high)))
             zero = self._stored_real(-low / scale)
         else:
             absmax = torch.maximum(-low, high)
@@ -152,14 +167,26 @@ class Integer:
             scale = self._stored(absmax / divisor) * sign
         return FittedInteger(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, zero=zero)
 
+    def _wide_enough(self, scale: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
+        """Scales at which a real zero point can be stored: far from 0, a narrow group's would overflow float16."""
+        if self.scale_bits == 32:
+            return scale
+        least = absmax / 2**15  # -low / s then stays below 65504, however s is rounded
+        return torch.where(scale == 0, least.clamp(min=1), torch.maximum(scale, least))
+
+    @property
+    def _kind(self) -> torch.dtype:
+        return torch.float16 if self.scale_bits == 16 else torch.float32
+
     def _stored_real(self, x: torch.Tensor) -> torch.Tensor:
-        return x.half().to(x.dtype) if self.scale_bits == 16 else x.float().to(x.dtype)
+        largest = torch.finfo(self._kind).max
+        return x.clamp(-largest, largest).to(self._kind).to(x.dtype)
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Round to the stored type; zero becomes 1 (or the smallest value, for levels without a zero)."""
-        kind = torch.finfo(torch.float16 if self.scale_bits == 16 else torch.float32)
+        kind = torch.finfo(self._kind)
         smallest = kind.smallest_normal * kind.eps  # the smallest subnormal
-        rounded = self._stored_real(scale.clamp(max=kind.max))
+        rounded = self._stored_real(scale)
         empty = smallest if self.convention == "half-integer" else 1.0
         return torch.where(scale == 0, empty, rounded.clamp(min=smallest))
 
