@@ -5,9 +5,12 @@ parsed, never evaluated.
 """
 
 import ast
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.coding import CODINGS, Fixed
 from suite.grids import GRIDS, Integer, OutputSearch, ShrinkSearch
@@ -62,17 +65,7 @@ class Recipe:
         return canonical(self)
 
     def __post_init__(self) -> None:
-        if self.inputs not in ("original", "quantized"):
-            raise ValueError(f'inputs {self.inputs!r}: expected "original" or "quantized"')
-        if not all(isinstance(t, TRANSFORMS) for t in self.transforms):
-            raise ValueError(f"transforms {self.transforms!r}: expected a tuple of transforms")
-        if not all(len(pair) == 2 and isinstance(pair[1], Target) for pair in self.layers):
-            raise ValueError(f"layers {self.layers!r}: expected a tuple of (pattern, Target)")
-        for name in ("weights", "activations"):
-            if not isinstance(getattr(self, name), (Target, type(None))):
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected a Target or None")
-        if not isinstance(self.coding, CODINGS):
-            raise ValueError(f"coding {self.coding!r}: expected a coding")
+        _check_types(self)
 
     def target_of(self, layer: str) -> Target | None:
         """The weights' target for the layer of this name."""
@@ -98,6 +91,39 @@ def _activations_unsupported(target: Target) -> str | None:
     return None
 
 
+def _check_types(recipe: Recipe) -> None:
+    """Raise `ValueError` for the first field, at any depth, whose value is not of its declared type."""
+    for part in _parts(recipe):
+        for name, hint in get_type_hints(type(part)).items():
+            if not _is_a(getattr(part, name), hint):
+                wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+                raise ValueError(f"{type(part).__name__}: {name} {getattr(part, name)!r}: expected {wanted}")
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _parts(item)
+    elif is_dataclass(value):
+        yield value
+        for f in fields(value):
+            yield from _parts(getattr(value, f.name))
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, arg) for arg in args)
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin is tuple:
+        kinds = args[:1] * len(value) if isinstance(value, tuple) and args[-1] is Ellipsis else args
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint  # exactly: True is no number, and the text of a numpy number does not parse
+
+
 _CONSTRUCTORS = {
     kind.__name__: kind
     for kind in (Recipe, Target, ShrinkSearch, OutputSearch, *TRANSFORMS, *GRIDS, *ROUNDINGS, *CODINGS)
@@ -113,12 +139,12 @@ def parse(text: str) -> Recipe:
     128
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        value = _build(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError as error:
         raise ValueError(f"recipe {text!r} does not parse: {error.msg}") from error
-    try:
-        value = _build(tree)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, MemoryError) as error:  # how the parser says it
+        raise ValueError(f"a recipe of {len(text)} characters is nested too deeply to be parsed") from error
+    except ValueError as error:
         raise ValueError(f"recipe {text!r}: {error}") from error
     if isinstance(value, Target):
         value = Recipe(weights=value)
@@ -132,7 +158,8 @@ def _build(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value  # type: ignore[operator]
+        if isinstance(node.operand.value, (int, float)):
+            return -node.operand.value
     if isinstance(node, ast.Tuple):
         return tuple(_build(item) for item in node.elts)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -140,8 +167,14 @@ def _build(node: ast.expr) -> Any:
             raise ValueError(f"unknown name {node.func.id}, expected one of {', '.join(sorted(_CONSTRUCTORS))}")
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError("** is not allowed")
+        if len({keyword.arg for keyword in node.keywords}) < len(node.keywords):
+            raise ValueError(f"{node.func.id} is given the same keyword twice")
         keywords = {str(keyword.arg): _build(keyword.value) for keyword in node.keywords}
-        return _CONSTRUCTORS[node.func.id](*map(_build, node.args), **keywords)
+        arguments = [_build(argument) for argument in node.args]
+        try:
+            return _CONSTRUCTORS[node.func.id](*arguments, **keywords)
+        except TypeError as error:
+            raise ValueError(f"{ast.unparse(node)}: {error}") from error
     raise ValueError(f"{ast.unparse(node)} is neither a constant, a tuple nor a constructor")
 
 
@@ -155,6 +188,8 @@ def canonical(value: Any) -> str:
     for f in fields(value):
         mine = getattr(value, f.name)
         default = f.default_factory() if callable(f.default_factory) else f.default
+        if isinstance(default, float) and isinstance(mine, int):
+            mine = float(mine)  # one text for equal values
         if mine != default:
             parts.append(f"{f.name}={canonical(mine)}" if f.kw_only else canonical(mine))
     return f"{type(value).__name__}({', '.join(parts)})"

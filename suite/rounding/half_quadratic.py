@@ -27,6 +27,10 @@ class HalfQuadratic:
     keep: Literal["best", "last"] = "best"
     round_zero: bool = False  # start from whole zero points, as the package does on request
 
+    def __post_init__(self) -> None:
+        if not (self.norm > 0 and self.beta > 0 and self.growth > 0 and self.iterations >= 0):
+            raise ValueError(f"{self}: expected a positive norm, beta and growth, and iterations >= 0")
+
     def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in); `H` is not read. `ValueError` unless the grid stores real zero points."""
         if grid.convention != "real-zero":

@@ -45,6 +45,10 @@ class AwqScale:
     steps: int = 20
     sources: tuple[Source, ...] = ("norm", "linear")
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps!r}: expected at least 1")
+
     def fit(self, weights: list[torch.Tensor], statistics: LayerStatistics, score: Score) -> torch.Tensor:
         """The scales (in,) for `weights` (out, in) that share an input with these statistics."""
         candidates = [awq_scale(statistics.mean_abs, i / self.steps) for i in range(self.steps)]
