@@ -1,0 +1,11 @@
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+# The folders here bear the packages' names. pytest puts this one first on the path, where they would pass for namespace
+# packages and hide an editable install; the root, behind everything installed, has the real ones.
+sys.path.append(str(Path(__file__).parents[1]))
+
+settings.register_profile("bitfrontier", deadline=None, derandomize=True, database=None)
+settings.load_profile("bitfrontier")
