@@ -1,18 +1,22 @@
 """The disk cache: directories named by the hash of what they hold, written beside and renamed when whole.
 
 `BITFRONTIER_CACHE` says where, `BITFRONTIER_CACHE_GIB` how large it may grow (20 by default): the entries that have
-not been used for longest go first.
+not been used for longest go first, those in use by this process never.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry is no one's work any more
+_GIVEN: set[Path] = set()  # entries that this process was given
 
 
 def cache_root() -> Path:
@@ -25,6 +29,7 @@ def cache_root() -> Path:
 def keep(description: str, make: Callable[[Path], None]) -> Path:
     """The directory that `make` fills, made once for a `description` of everything it depends on."""
     entry = cache_root() / hashlib.sha256(description.encode()).hexdigest()[:32]
+    _GIVEN.add(entry)
     if not entry.is_dir():
         beside = Path(tempfile.mkdtemp(prefix="new-", dir=entry.parent))
         try:
@@ -36,7 +41,7 @@ def keep(description: str, make: Callable[[Path], None]) -> Path:
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        _prune(entry)
+        _prune(entry.parent)
     os.utime(entry)
     return entry
 
@@ -46,15 +51,24 @@ def keep_array(description: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(keep(description, lambda path: np.save(path / "array.npy", make())) / "array.npy", mmap_mode="c")
 
 
-def _prune(newest: Path) -> None:
-    """Remove the entries unused for longest until the cache is within its bound; never the newest."""
+def _prune(root: Path) -> None:
+    """Remove what killed processes left unfinished, and the entries unused for longest until the bound is kept.
+
+    Entries that this process has been given stay, even beyond the bound: it reads them when it needs them.
+    """
     limit = float(os.environ.get("BITFRONTIER_CACHE_GIB", "20")) * 2**30
-    entries = [path for path in newest.parent.iterdir() if path.is_dir() and not path.name.startswith("new-")]
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
-    total = sum(sizes.values())
-    for path in sorted(entries, key=lambda path: path.stat().st_mtime):
-        if total <= limit:
-            return
-        if path != newest:
+    entries: list[tuple[float, int, Path]] = []
+    for path in root.iterdir():
+        try:
+            used, size = path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir())
+        except OSError:
+            continue  # another process has just removed or renamed it
+        if not path.name.startswith("new-"):
+            entries.append((used, size, path))
+        elif used < time.time() - _ABANDONED:
             shutil.rmtree(path, ignore_errors=True)
-            total -= sizes[path]
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total > limit and path not in _GIVEN:
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
