@@ -86,7 +86,9 @@ def rest_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _metadata(layers: dict[str, Quantized]) -> dict[str, str]:
-    return {layer: json.dumps(found.header(), separators=(",", ":")) for layer, found in layers.items()}
+    """All headers under one key: safetensors writes several in no fixed order, and files would differ."""
+    headers = {layer: found.header() for layer, found in layers.items()}
+    return {"layers": json.dumps(headers, separators=(",", ":"))}
 
 
 def _beside(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> dict[str, torch.Tensor]:
@@ -117,6 +119,6 @@ def read_packed(path: Path) -> Iterator[tuple[str, Quantized]]:
     for file in sorted(path.glob("block-*.safetensors")):
         i = int(file.stem.removeprefix("block-"))
         with safe_open(file, framework="pt") as opened:
-            for layer, header in sorted((opened.metadata() or {}).items()):
+            for layer, header in sorted(json.loads(opened.metadata()["layers"]).items()):
                 payload = opened.get_tensor(f"{layer}.weight").numpy().tobytes()
-                yield f"model.layers.{i}.{layer}", Quantized.from_bytes(payload, json.loads(header))
+                yield f"model.layers.{i}.{layer}", Quantized.from_bytes(payload, header)
