@@ -75,10 +75,13 @@ class Outcome:
     layers: tuple[LayerRecord, ...] = ()
 
 
+_open_model = lru_cache(maxsize=1)(load_model)  # hashing a checkpoint reads all of it
+
+
 @lru_cache(maxsize=2)
 def open_bench(setting: Setting, seed: int) -> Bench:
     """Open the model and its tokens; `ValueError` in one line for anything that cannot be used."""
-    checkpoint = load_model(setting.model)
+    checkpoint = _open_model(setting.model)
     length = setting.length or min(2048, checkpoint.context)
     if not 2 <= length <= checkpoint.context:
         raise ValueError(f"length {length}: {checkpoint.name} takes rows of 2 to {checkpoint.context} tokens")
@@ -319,6 +322,7 @@ def run(
     setting = Setting(model=model, calibration=calibration, evaluation=evaluation, length=length, threads=threads,
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
                       command=command, save=save, export=export)  # fmt: skip
+    open_bench.cache_clear()  # files may have changed since an earlier run of this process
     planned = plan(setting, chosen, limits.seeds if seed is None else (seed,), Path(store))
     if not on_plan(planned):
         return list(planned.done)
