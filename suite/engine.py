@@ -138,7 +138,7 @@ def _measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
             calibrating = checkpoint.run(i, block, calibrating)
         hidden = checkpoint.run(i, block, hidden)
         layers += done.records
-        n_bytes += block_bytes(checkpoint, i, block, done.layers)
+        n_bytes += block_bytes(checkpoint, i, done.layers)
         for layer, quantized in done.layers.items():
             name = checkpoint.architecture.full_name(i, layer)
             fallbacks += [f"{name}: {what}" for what in quantized.fallbacks]
@@ -323,6 +323,7 @@ def run(
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
                       command=command, save=save, export=export)  # fmt: skip
     open_bench.cache_clear()  # files may have changed since an earlier run of this process
+    _open_model.cache_clear()
     planned = plan(setting, chosen, limits.seeds if seed is None else (seed,), Path(store))
     if not on_plan(planned):
         return list(planned.done)

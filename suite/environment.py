@@ -19,6 +19,7 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def environment_key(threads: int) -> str:
     """Versions, threads per cell and CPU capability: what results are bit-for-bit reproducible under."""
     import torch

@@ -5,19 +5,21 @@ bytes; its header, as JSON, is in the file's metadata. Everything else is stored
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from suite.models.checkpoint import Checkpoint
+from suite.models.checkpoint import Checkpoint, Stored
 from suite.quantized import Quantized
 
 _FORMAT = {"format": "pt"}  # the metadata that `transformers` expects
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 _KEPT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
@@ -37,7 +39,7 @@ class PackedDirectory:
 
     def finish(self) -> None:
         """Write embeddings, final norm and head; copy configuration and tokenizer."""
-        save_file(_rest(self._checkpoint), self._path / "rest.safetensors", _FORMAT)
+        save_file(_read_rest(self._checkpoint), self._path / "rest.safetensors", _FORMAT)
         _copy_small(self._checkpoint, self._path)
 
 
@@ -60,7 +62,7 @@ class ExportedDirectory:
 
     def finish(self) -> None:
         """Write the rest, and the index that `transformers` reads; copy configuration and tokenizer."""
-        self._save(_rest(self._checkpoint), "rest")
+        self._save(_read_rest(self._checkpoint), "rest")
         index = {"metadata": {"total_size": self._size}, "weight_map": self._names}
         (self._path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
         _copy_small(self._checkpoint, self._path)
@@ -72,17 +74,31 @@ class ExportedDirectory:
         self._size += sum(t.nbytes for t in tensors.values())
 
 
-def block_bytes(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> int:
-    """The exact size of the file that `PackedDirectory` writes for block `i`, without packing anything."""
-    tensors = _beside(checkpoint, i, block, layers)
-    for layer, found in layers.items():
-        tensors[f"{layer}.weight"] = torch.zeros(-(-found.n_bits // 8), dtype=torch.uint8)
-    return len(save(tensors, _metadata(layers)))
+def block_bytes(checkpoint: Checkpoint, i: int, layers: dict[str, Quantized]) -> int:
+    """The exact size of the file that `PackedDirectory` writes for block `i`."""
+    prefix = checkpoint.architecture.full_name(i, "")
+    stored = {key.removeprefix(prefix): s for key, s in checkpoint.files.items() if key.startswith(prefix)}
+    contents = {key: (s.kind, s.shape) for key, s in stored.items()}
+    contents |= {f"{layer}.weight": ("U8", (-(-found.n_bits // 8),)) for layer, found in layers.items()}
+    return _file_bytes(contents, _metadata(layers))
 
 
 def rest_bytes(checkpoint: Checkpoint) -> int:
     """The exact size of the file with embeddings, final norm and head."""
-    return len(save(_rest(checkpoint), _FORMAT))
+    return _file_bytes({key: (s.kind, s.shape) for key, s in _rest(checkpoint).items()}, _FORMAT)
+
+
+def _file_bytes(contents: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> int:
+    """The size of a safetensors file of these types and shapes: a length, a JSON header filled up to 8 bytes, data."""
+    sizes = {key: math.prod(shape) * _BYTES[kind] for key, (kind, shape) in contents.items()}
+    header: dict[str, object] = {"__metadata__": metadata}
+    position = 0
+    for key in sorted(contents, key=lambda key: (-_BYTES[contents[key][0]], key)):  # widest types first, then by name
+        kind, shape = contents[key]
+        header[key] = {"dtype": kind, "shape": shape, "data_offsets": [position, position + sizes[key]]}
+        position += sizes[key]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + position
 
 
 def _metadata(layers: dict[str, Quantized]) -> dict[str, str]:
@@ -95,17 +111,20 @@ def _beside(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, 
     """What of block `i` is not packed, in the checkpoint's types; norms and biases as the transforms left them."""
     prefix = checkpoint.architecture.full_name(i, "")
     state = block.state_dict()
-    stored = {key.removeprefix(prefix): tensor.dtype for key, tensor in checkpoint.stored(prefix)}
+    stored = {key.removeprefix(prefix): s.dtype for key, s in checkpoint.files.items() if key.startswith(prefix)}
     packed = {f"{layer}.weight" for layer in layers}
     return {key: state[key].to(dtype).contiguous() for key, dtype in stored.items() if key not in packed}
 
 
-def _rest(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _rest(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """Everything outside the blocks, but for a head that is the embedding again."""
+    left_out = f"{checkpoint.architecture.head}.weight" if checkpoint.tied else None
     blocks = f"{checkpoint.architecture.blocks}."
-    tensors = {key: t for key, t in checkpoint.stored("", but=blocks)}
-    if checkpoint.tied:
-        tensors.pop(f"{checkpoint.architecture.head}.weight", None)
-    return tensors
+    return {key: s for key, s in checkpoint.files.items() if not key.startswith(blocks) and key != left_out}
+
+
+def _read_rest(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return {key: tensor for name in _rest(checkpoint) for key, tensor in checkpoint.stored(name) if key == name}
 
 
 def _copy_small(checkpoint: Checkpoint, path: Path) -> None:

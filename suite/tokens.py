@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ class Tokens:
     rows: np.ndarray
     clusters: np.ndarray
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """A hash of rows and clusters."""
         joined = self.rows.astype("<i8").tobytes() + self.clusters.astype("<i8").tobytes()

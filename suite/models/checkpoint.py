@@ -25,6 +25,7 @@ from suite.models.outliers import OutlierDial
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SHIPPED = {"reference": None, "reference+outliers": OutlierDial()}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROWS_TOKENS = 4096  # tokens run through a block at once
 
 
@@ -51,6 +52,20 @@ def _download(hub_id: str) -> Path:
         raise ValueError(f"{hub_id}: no such directory, and not to be had from the hub ({reason})") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor lies and what it is there, with its type as safetensors writes it."""
+
+    file: Path
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type as torch has it."""
+        return FLOATS[self.kind]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint; weights are read when a block is asked for, as `dtype`."""
@@ -59,7 +74,7 @@ class Checkpoint:
     path: Path
     config: Any
     architecture: Architecture
-    files: dict[str, Path]  # tensor name -> file
+    files: dict[str, "Stored"]  # by the tensor's name
     dial: OutlierDial | None
     dtype: torch.dtype
 
@@ -94,12 +109,12 @@ class Checkpoint:
         missing = sorted(set(expected) - set(self.files))
         if missing:
             raise ValueError(f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}")
-        for file in sorted(set(self.files.values())):
-            with safe_open(file, framework="pt") as opened:
-                for key in sorted(set(opened.keys()) & set(expected)):
-                    found = tuple(opened.get_slice(key).get_shape())
-                    if found != expected[key]:
-                        raise ValueError(f"{self.name}: {key} has shape {found}, config.json makes it {expected[key]}")
+        for key, shape in sorted(expected.items()):
+            found = self.files[key]
+            if found.shape != shape:
+                raise ValueError(f"{self.name}: {key} has shape {found.shape}, config.json makes it {shape}")
+            if found.kind not in FLOATS:
+                raise ValueError(f"{self.name}: {key} is stored as {found.kind}, expected one of {', '.join(FLOATS)}")
         if self.config.vocab_size < 2:
             raise ValueError(f"{self.name}: a vocabulary of {self.config.vocab_size}")
 
@@ -148,16 +163,14 @@ class Checkpoint:
     def _read(self, key: str) -> torch.Tensor:
         """One tensor as stored. The file is opened for it alone, so mapped pages do not pile up."""
         try:
-            with safe_open(self.files[key], framework="pt") as file:
+            with safe_open(self.files[key].file, framework="pt") as file:
                 return file.get_tensor(key).clone()
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.name}: cannot read {key} from {self.files[key].name}: {error}") from error
+            raise ValueError(f"{self.name}: cannot read {key} from {self.files[key].file.name}: {error}") from error
 
-    def stored(self, prefix: str, *, but: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors, as stored, of everything that begins with `prefix` and does not with `but`."""
-        for key in sorted(self.files):
-            if key.startswith(prefix) and not (but and key.startswith(but)):
-                yield key, self._read(key)
+    def stored(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, as stored, of everything that begins with `prefix`."""
+        return ((key, self._read(key)) for key in sorted(self.files) if key.startswith(prefix))
 
     def module(self, name: str) -> nn.Module:
         """A part of the model with its weights in place, a copy of its own."""
@@ -224,22 +237,26 @@ class Checkpoint:
         """The model's own tokenizer; `ValueError` if it has none."""
         try:
             return AutoTokenizer.from_pretrained(self.path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a spoiled file may raise anything, `tokenizers` even a bare Exception
             raise ValueError(f"{self.name}: no tokenizer in this directory; give tokens as .npy") from error
 
 
-def _index(path: Path, name: str) -> dict[str, Path]:
-    """Tensor name to safetensors file, for everything in the directory."""
+def _index(path: Path, name: str) -> dict[str, Stored]:
+    """Tensor name to where it lies, for everything in the directory."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind))
         found = f"found {pickles[0]}, and pickles are not read" if pickles else "found none"
         raise ValueError(f"{name}: expected weights in safetensors, {found}")
-    index: dict[str, Path] = {}
+    index: dict[str, Stored] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                index.update(dict.fromkeys(opened.keys(), file))
+                for key in opened.keys():
+                    if key.endswith("rotary_emb.inv_freq"):  # old checkpoints keep what follows from the configuration
+                        continue
+                    view = opened.get_slice(key)
+                    index[key] = Stored(file, view.get_dtype(), tuple(view.get_shape()))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name}: {file.name} is not a readable safetensors file: {error}") from error
     return index
