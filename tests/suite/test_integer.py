@@ -354,11 +354,13 @@ def test_every_stored_bit_is_counted(bits, shape, options, bpw):
     assert beside_codes == fitted.n_bits - bits * shape[0] * shape[1]
 
 
-def test_named_groups_are_charged():
-    fitted = Integer(bits=4, group=2).fit(matrix(0, 3, 10))
-    named = replace(fitted, group_of=torch.tensor([4, 3, 2, 1, 0, 0, 1, 2, 3, 4]))
-    assert named.n_bits == fitted.n_bits + 10 * 3  # five groups take three bits
-    assert torch.equal(named.decode(torch.full((3, 10), 9))[:, 0], fitted.decode(torch.full((3, 10), 9))[:, 8])
+@pytest.mark.parametrize("groups, width", [(2, 1), (4, 2), (5, 3), (8, 3)])
+def test_named_groups_are_charged(groups, width):
+    n_in, codes = 2 * groups, torch.full((3, 2 * groups), 9)
+    fitted = Integer(bits=4, group=2).fit(matrix(0, 3, n_in))
+    named = replace(fitted, group_of=torch.arange(n_in).flip(0) // 2)
+    assert named.n_bits == fitted.n_bits + n_in * width
+    assert torch.equal(named.decode(codes), fitted.decode(codes).flip(1))
 
 
 @pytest.mark.parametrize("convention", [c for c in CONVENTIONS if c != "half-integer"])
