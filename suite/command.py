@@ -102,7 +102,7 @@ def run(dry_run: bool, **options: Any) -> int:
     options.pop("device")
     recipes = options.pop("recipes")
     command = shlex.join(["bitfrontier", *sys.argv[1:]])
-    with tables.progress() as bar:
+    with tables.ProgressBar() as bar:
 
         def on_plan(plan: "Plan") -> bool:
             if dry_run:
@@ -184,7 +184,7 @@ def train_reference(out: Path, steps: int | None, seed: int, threads: int) -> No
     plan = Plan(seed=seed)
     if steps is not None:
         plan = replace(plan, schedule=replace(plan.schedule, steps=steps))
-    with tables.progress() as bar:
+    with tables.ProgressBar() as bar:
         bar.start(plan.schedule.steps)
         card = train_reference(out, plan, bar.to_step)
     click.echo(f"validation perplexity {card['validation_perplexity']:.3f}; written to {out}")

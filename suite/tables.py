@@ -22,7 +22,7 @@ from suite.recipe import canonical
 from suite.store import Record, Store, holds_store
 
 
-class progress:
+class ProgressBar:
     """A progress bar on standard error; shows nothing where that is not a terminal."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class progress:
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         self._task: TaskID | None = None
 
-    def __enter__(self) -> "progress":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from suite.grids.integer import Integer
+from suite.grids.integer import FittedInteger, Integer
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
@@ -65,16 +65,17 @@ class Feedback:
             group_of = torch.empty_like(perm)
             group_of[perm] = torch.arange(n_in) // fitted.group_size
             fitted = replace(fitted, group_of=group_of)
-        codes, fitted = self._sweep(W, H, (R / R.diagonal()).to(W.dtype), perm, fitted, regroup, generator)
+        columns = _Columns.of(W, H, R, perm)
+        codes, fitted = self._sweep(columns, fitted, regroup, generator)
         return Rounded(codes, fitted, fallbacks)
 
-    def _sweep(self, W, H, A, perm, fitted, regroup, generator):  # type: ignore[no-untyped-def]
-        """Go through the columns in order; row j of `original`, `errors` and `codes` is the j-th column."""
-        n_in, in_order = W.shape[1], self.order == "given"
-        size = fitted.group_size
+    def _sweep(
+        self, columns: "_Columns", fitted: FittedInteger, regroup: bool, generator: torch.Generator
+    ) -> tuple[torch.Tensor, FittedInteger]:
+        """Round column after column; returns codes (out, in) and the grid as it was in the end."""
+        original, errors, A, perm = columns.original, columns.errors, columns.A, columns.perm
+        n_in, size = len(perm), fitted.group_size
         block = size if regroup and self.groups == "dynamic" else self.block
-        original = W.T[perm].contiguous()
-        errors = torch.zeros_like(original)
         codes = torch.empty(original.shape, dtype=torch.uint8)
         for start in range(0, n_in, block):
             stop = min(start + block, n_in)
@@ -87,8 +88,9 @@ class Feedback:
                     if j > first:
                         x.addmv_(errors[first:j].T, A[first:j, j])
                     if regroup and j % size == 0:
-                        fitted = self._refit(fitted, original, errors, A, H, perm, start, j)
-                    column = slice(j, j + 1) if in_order else perm[j : j + 1]
+                        now = columns.pushed(start if self.groups == "stale" else j, j, min(j + size, n_in))
+                        fitted = fitted.refit(now.T, j // size, perm[j : j + size], columns.H)
+                    column = slice(j, j + 1) if self.order == "given" else perm[j : j + 1]
                     code = self.pick.pick(x[:, None], fitted, column, generator)
                     codes[j] = code[:, 0]
                     errors[j] = original[j] - fitted.decode(code, column)[:, 0]
@@ -96,18 +98,35 @@ class Feedback:
         back[perm] = torch.arange(n_in)
         return codes[back].T.contiguous(), fitted
 
-    def _refit(self, fitted, original, errors, A, H, perm, start, first):  # type: ignore[no-untyped-def]
-        """Fit the group that begins at column `first` on its weights as they are (as they were at `start`, stale).
 
-        "As they are": where the errors made so far have pushed them if nothing more is rounded, so the columns from
-        `known` on have moved by D with D A_gg = (W - Q)_{<known} A_{<known,g}.
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """A matrix with its columns as rows, in the order in which they are rounded: row j is `perm[j]` of `W`.
+
+    `A` (in, in) is R with columns scaled to a unit diagonal. Row j of `errors` is column j of W - Q once it is rounded.
+    """
+
+    original: torch.Tensor
+    errors: torch.Tensor
+    A: torch.Tensor
+    H: torch.Tensor
+    perm: torch.Tensor
+
+    @classmethod
+    def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "_Columns":
+        original = W.T[perm].contiguous()
+        return cls(original, torch.zeros_like(original), (R / R.diagonal()).to(W.dtype), H, perm)
+
+    def pushed(self, known: int, first: int, last: int) -> torch.Tensor:
+        """Columns `first` to `last` as rows, where the errors of those before `known` have pushed them.
+
+        If nothing more were rounded, the columns from `known` on would have moved by D with
+        D A_gg = (W - Q)_{<known} A_{<known,g}, g = known .. last.
         """
-        last = min(first + fitted.group_size, len(perm))
-        known = start if self.groups == "stale" else first
-        pushed = A[:known, known:last].T @ errors[:known]
-        moved = torch.linalg.solve_triangular(A[known:last, known:last].T, pushed, upper=False, unitriangular=True)
-        now = original[first:last] + moved[first - known :]
-        return fitted.refit(now.T, first // fitted.group_size, perm[first:last], H)
+        push = self.A[:known, known:last].T @ self.errors[:known]
+        unit = self.A[known:last, known:last].T
+        moved = torch.linalg.solve_triangular(unit, push, upper=False, unitriangular=True)
+        return self.original[first:last] + moved[first - known :]
 
 
 def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
