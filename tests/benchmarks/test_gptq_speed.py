@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,6 +34,15 @@ def problem(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def ours(W: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
     rounded = Feedback().round(W, Integer(bits=4, group=128, scale_bits=32), H, torch.Generator())
     return rounded.grid.decode(rounded.codes)
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    """Both sides get what the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
