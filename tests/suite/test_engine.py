@@ -156,8 +156,8 @@ _run_cell = engine.run_cell
 
 def test_a_process_that_dies_fails_its_own_cell_and_no_other(run, monkeypatch):
     monkeypatch.setattr(engine, "run_cell", _die_at_three_bits)
-    records = {r.bits: r for r in run(bits=[2, 3, 4, 5], jobs=2)}
-    assert {bits: r.status for bits, r in records.items()} == {2: "ok", 3: "failed", 4: "ok", 5: "ok"}
+    records = {r.bits: r for r in run(bits=[2, 3], jobs=2)}
+    assert {bits: r.status for bits, r in records.items()} == {2: "ok", 3: "failed"}
     assert records[3].reason == "the process running this cell died"
 
 

@@ -93,7 +93,7 @@ def test_any_scale_in_float32_changes_nothing_to_1e_4(path, rows):
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
 def test_fitted_scales_change_nothing(transform, architecture, rows, tmp_path):
-    tiny.save(tiny.model_of(architecture, num_hidden_layers=2), tmp_path)
+    tiny.save(tiny.model_of(architecture, num_hidden_layers=2, head_dim=12), tmp_path)
     plain = load_model(str(tmp_path))
     change = fold(fit(plain, transform, rows))
     base = tiny.logits_of(plain, rows)

@@ -24,11 +24,11 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(stories, work):
-    """RTN at 2, 4 and 8 bits, the others at 4, by method and bits; exported at 8."""
-    common = {"jobs": 1, "seed": 0, "store": work / "s.db", **stories.inputs}
+    """RTN at 2, 4 and 8 bits, GPTQ and AWQ at 4, by method and bits; exported at 8."""
+    common = {"jobs": 1, "seed": 0, "tier": "smoke", "store": work / "s.db", **stories.inputs}
     found = engine.run(str(stories.path), methods=["rtn"], bits=[8], export=work / "eight", **common)
     found += engine.run(str(stories.path), methods=["rtn"], bits=[2, 4], **common)
-    found += engine.run(str(stories.path), methods=["gptq", "smoothquant", "awq", "hqq"], bits=[4], **common)
+    found += engine.run(str(stories.path), methods=["gptq", "awq"], bits=[4], **common)
     return {(r.method, int(r.bits)): r for r in found}
 
 
@@ -39,10 +39,7 @@ def test_the_unquantized_model_has_its_published_likelihood(part, nats, stories,
                            **tokens)  # fmt: skip
     assert math.log(record.ppl_base) == pytest.approx(nats, abs=5e-6)  # half a unit of the last digit given
     assert record.ppl == record.ppl_base and record.kl == 0
-
-
-def test_the_unquantized_perplexity_is_as_published(records):
-    assert {round(r.ppl_base, 4) for r in records.values()} == {3.6461}
+    assert part != "evaluation" or round(record.ppl, 4) == 3.6461
 
 
 def test_at_eight_bits_the_exported_model_tells_the_same_story(records, work):
