@@ -165,6 +165,8 @@ class Integer:
                        "half-integer": top / 2, "signed-max": 2 ** (self.bits - 1)}[self.convention]  # fmt: skip
             sign = torch.where(high >= -low, -1.0, 1.0).to(low.dtype) if self.convention == "signed-max" else 1.0
             scale = self._stored(absmax / divisor) * sign
+        scale = scale.T.contiguous().T  # a group's scales side by side: error feedback reads them column after column
+        zero = None if zero is None else zero.T.contiguous().T
         return FittedInteger(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, zero=zero)
 
     def _wide_enough(self, scale: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
@@ -197,7 +199,8 @@ class Integer:
             return x.reshape(1, 1, -1)
         rows, width = self.cut(n_out, n_in)
         if rows == n_out and (self.axis == 1 or self.group == "row"):
-            return F.pad(x, (0, -n_in % width), value=fill).reshape(n_out, -1, width)
+            whole = x if n_in % width == 0 else F.pad(x, (0, -n_in % width), value=fill)
+            return whole.reshape(n_out, -1, width)
         deep = -(-n_out // rows)
         return F.pad(x, (0, 0, 0, deep * rows - n_out), value=fill).reshape(deep, rows, n_in).permute(1, 2, 0)
 
@@ -247,8 +250,8 @@ class FittedInteger:
 
     def _expand(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
         n_out, n_in = self.shape
-        _, width = self.grid.cut(n_out, n_in)
         if values.shape[1] > 1:
+            width = self.grid.cut(n_out, n_in)[1]
             if self.group_of is not None:
                 values = values[:, self.group_of[columns]]
             elif isinstance(columns, torch.Tensor):
@@ -269,13 +272,18 @@ class FittedInteger:
 
         `cost` (2^b,), in squared units of `x`, is added to the squared distance to each level: the rate term.
         """
-        scale, zero = self._affine(columns)
         if cost is not None:
+            scale, zero = self._affine(columns)
             levels = torch.arange(self._lowest, self.n_codes, dtype=x.dtype)
             penalty = (x[..., None] - scale[..., None] * (levels - _last(zero))) ** 2 + cost[self._lowest :]
             return (penalty.argmin(-1) + self._lowest).to(torch.uint8)
-        codes = self._round(x / scale, zero)
-        return codes.clamp_(self._lowest, self.n_codes - 1).to(torch.uint8)
+        return self.snap(x, columns)[0]
+
+    def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes (out, k) nearest to `x`, and the values they stand for: `nearest` and `decode` in one go."""
+        scale, zero = self._affine(columns)
+        levels = self._round(x / scale, zero).clamp_(self._lowest, self.n_codes - 1)
+        return levels.to(torch.uint8), levels.sub_(zero).mul_(scale)
 
     def _round(self, ratio: torch.Tensor, zero: torch.Tensor | float) -> torch.Tensor:
         if self.grid.convention in ("real-zero", "half-integer"):

@@ -6,6 +6,8 @@ import torch
 
 from suite.grids.integer import ALL, Columns, FittedInteger, Integer
 
+Picked = tuple[torch.Tensor, torch.Tensor]  # codes, uint8, and the values they stand for
+
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
@@ -20,9 +22,9 @@ class Rounded:
 class Nearest:
     """Every value to its nearest level; the grid names the tie rule."""
 
-    def pick(self, x: torch.Tensor, grid: FittedInteger, columns: Columns, generator: torch.Generator) -> torch.Tensor:
-        """Codes (out, k) for `x` (out, k), the values of `columns`; draws nothing."""
-        return grid.nearest(x, columns)
+    def pick(self, x: torch.Tensor, grid: FittedInteger, columns: Columns, generator: torch.Generator) -> Picked:
+        """Codes and values (out, k) for `x` (out, k), the values of `columns`; draws nothing."""
+        return grid.snap(x, columns)
 
     def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Fit the grid to `W` (out, in) and round."""
@@ -34,15 +36,16 @@ class Nearest:
 class Stochastic:
     """Up with probability (x - lower) / (upper - lower): E[q] = x within the range, the last level outside it."""
 
-    def pick(self, x: torch.Tensor, grid: FittedInteger, columns: Columns, generator: torch.Generator) -> torch.Tensor:
-        """Codes (out, k) for `x` (out, k); one uniform number is drawn for each value."""
+    def pick(self, x: torch.Tensor, grid: FittedInteger, columns: Columns, generator: torch.Generator) -> Picked:
+        """Codes and values (out, k) for `x` (out, k); one uniform number is drawn for each value."""
         below, above = grid.neighbors(x, columns)
         low, high = grid.decode(below, columns), grid.decode(above, columns)
         gap = torch.where(high == low, 1.0, high - low)
         draws = torch.rand(x.shape, generator=generator, dtype=x.dtype)
-        return torch.where(draws < (x - low) / gap, above, below)
+        up = draws < (x - low) / gap
+        return torch.where(up, above, below), torch.where(up, high, low)
 
     def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Fit the grid to `W` (out, in) and round."""
         fitted = grid.fit(W, H)
-        return Rounded(self.pick(W, fitted, ALL, generator), fitted)
+        return Rounded(self.pick(W, fitted, ALL, generator)[0], fitted)

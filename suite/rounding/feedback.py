@@ -77,23 +77,27 @@ class Feedback:
         n_in, size = len(perm), fitted.group_size
         block = size if regroup and self.groups == "dynamic" else self.block
         codes = torch.empty(original.shape, dtype=torch.uint8)
+        wanted, missed, chosen = (rows[:, :, None].unbind(0) for rows in (original, errors, codes))  # columns (out, 1)
         for start in range(0, n_in, block):
             stop = min(start + block, n_in)
-            current = original[start:stop] + A[:start, start:stop].T @ errors[:start]
+            push = A[:start, start:stop].T @ errors[:start]
+            current = original[start:stop] + push
+            now = current[:, :, None].unbind(0)
             for first in range(start, stop, _INNER):
                 last = min(first + _INNER, stop)
                 current[first - start : last - start] += A[start:first, first:last].T @ errors[start:first]
                 for j in range(first, last):
-                    x = current[j - start]
                     if j > first:
-                        x.addmv_(errors[first:j].T, A[first:j, j])
+                        current[j - start].addmv_(errors[first:j].T, A[first:j, j])
                     if regroup and j % size == 0:
-                        now = columns.pushed(start if self.groups == "stale" else j, j, min(j + size, n_in))
-                        fitted = fitted.refit(now.T, j // size, perm[j : j + size], columns.H)
+                        moved = columns.pushed(
+                            start if self.groups == "stale" else j, j, min(j + size, n_in), start, push
+                        )
+                        fitted = fitted.refit(moved.T, j // size, perm[j : j + size], columns.H)
                     column = slice(j, j + 1) if self.order == "given" else perm[j : j + 1]
-                    code = self.pick.pick(x[:, None], fitted, column, generator)
-                    codes[j] = code[:, 0]
-                    errors[j] = original[j] - fitted.decode(code, column)[:, 0]
+                    code, value = self.pick.pick(now[j - start], fitted, column, generator)
+                    chosen[j].copy_(code)
+                    torch.sub(wanted[j], value, out=missed[j])
         back = torch.empty_like(perm)
         back[perm] = torch.arange(n_in)
         return codes[back].T.contiguous(), fitted
@@ -114,16 +118,20 @@ class _Columns:
 
     @classmethod
     def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "_Columns":
-        original = W.T[perm].contiguous()
-        return cls(original, torch.zeros_like(original), (R / R.diagonal()).to(W.dtype), H, perm)
+        original, A = W.T.contiguous()[perm], R.to(W.dtype)
+        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), H, perm)
 
-    def pushed(self, known: int, first: int, last: int) -> torch.Tensor:
+    def pushed(self, known: int, first: int, last: int, start: int, push: torch.Tensor) -> torch.Tensor:
         """Columns `first` to `last` as rows, where the errors of those before `known` have pushed them.
 
         If nothing more were rounded, the columns from `known` on would have moved by D with
-        D A_gg = (W - Q)_{<known} A_{<known,g}, g = known .. last.
+        D A_gg = (W - Q)_{<known} A_{<known,g}, g = known .. last. For known = `start`, the block's own beginning, the
+        right-hand side is there already: `push`, as far as the block goes.
         """
-        push = self.A[:known, known:last].T @ self.errors[:known]
+        if known == start and last <= start + len(push):
+            push = push[: last - known]
+        else:
+            push = self.A[:known, known:last].T @ self.errors[:known]
         unit = self.A[known:last, known:last].T
         moved = torch.linalg.solve_triangular(unit, push, upper=False, unitriangular=True)
         return self.original[first:last] + moved[first - known :]
@@ -142,10 +150,12 @@ def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor,
     mean = float(H.diagonal().mean()) or 1.0
     used = damping
     while True:
-        damped = H + used * mean * torch.eye(len(H), dtype=H.dtype)
-        perm = _order(damped, order)
-        R, failed = torch.linalg.cholesky_ex(damped[perm[:, None], perm].flip(0, 1))
-        if not failed and bool(torch.isfinite(R).all()):
+        perm = _order(H, order, used * mean)
+        back = perm.flip(0)
+        turned = H.flip(0, 1) if order == "given" else H[back[:, None], back]
+        turned.diagonal().add_(used * mean)
+        R, failed = torch.linalg.cholesky_ex(turned)
+        if not failed and bool(torch.isfinite(R.diagonal()).all()):
             break
         used = max(used * 10, 1e-4)
         if used > _LARGEST_DAMPING:
@@ -155,12 +165,13 @@ def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor,
     return R.flip(0, 1), perm, tuple(fallbacks)
 
 
-def _order(H: torch.Tensor, order: Order) -> torch.Tensor:
+def _order(H: torch.Tensor, order: Order, damping: float) -> torch.Tensor:
     if order == "given":
         return torch.arange(len(H))
     if order == "decreasing":
         return torch.argsort(H.diagonal(), descending=True, stable=True)
     S, perm = H.clone(), torch.empty(len(H), dtype=torch.int64)
+    S.diagonal().add_(damping)
     left = S.diagonal().clone()
     for place in range(len(H) - 1, -1, -1):  # the last column's pivot is its own diagonal, so choose from the end
         i = int(left.argmin())

@@ -338,7 +338,7 @@ def test_stochastic_rounding_is_unbiased(fraction, scale):
     grid = Integer(bits=3, group="row", convention="signed-max")
     fitted = FittedInteger(grid=grid, shape=(1, n), scale=torch.tensor([[scale]], dtype=torch.float64))
     values = torch.full((1, n), x, dtype=torch.float64)
-    codes = Stochastic().pick(values, fitted, slice(None), torch.Generator().manual_seed(1))
+    codes, _ = Stochastic().pick(values, fitted, slice(None), torch.Generator().manual_seed(1))
     q = fitted.decode(codes)
     assert float((q - values).abs().max()) < 0.5
     four_sigma = 4 * 0.5 * (fraction * (1 - fraction) / n) ** 0.5
@@ -357,7 +357,7 @@ def test_stochastic_rounding_leaves_levels_and_outsiders_where_nearest_puts_them
     on = fitted.decode(fitted.nearest(gaussian(1, 4, 32)))
     outside = 10 * gaussian(2, 4, 32).sign()
     for x in (on, outside):
-        codes = Stochastic().pick(x, fitted, slice(None), torch.Generator().manual_seed(0))
+        codes, _ = Stochastic().pick(x, fitted, slice(None), torch.Generator().manual_seed(0))
         # a level divided by its step is whole up to one rounding, and then one side has probability 2^-50
         assert torch.equal(codes, fitted.nearest(x))
 
