@@ -4,6 +4,7 @@ A run opens a *bench* for each seed: the checkpoint and its tokens. Statistics a
 states are computed once and kept on disk. A cell then goes through the model block by block and ends as a record.
 """
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -15,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def open_bench(setting: Setting, seed: int) -> Bench:
 def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
     """Run one cell; whatever goes wrong in it becomes a failed record."""
     torch.set_num_threads(setting.threads)
+    _return_freed_memory()
     bench = open_bench(setting, seed)
     blank = _blank(bench, pick)
     if pick.recipe.unsupported:
@@ -268,6 +270,15 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _return_freed_memory() -> None:
+    """Make glibc hand freed tensors of 1 MiB and more back at once: left alone it keeps holes of up to 32 MiB each."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, which also ends its dynamic adjustment
 
 
 def _reset_peak() -> None:
