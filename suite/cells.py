@@ -34,7 +34,7 @@ class Pick:
     """A recipe to run, under the name and the nominal width that its record will carry."""
 
     method: str
-    bits: int | None
+    bits: float | None
     recipe: Recipe
 
 
@@ -44,7 +44,7 @@ class Cell:
 
     model_sha256: str
     recipe: str
-    bits: int | None
+    bits: float | None
     seed: int
     calibration_sha256: str
     evaluation_sha256: str
@@ -63,21 +63,22 @@ class Cell:
 
 def picks(
     methods: Sequence[Method],
-    bits: Iterable[int],
+    bits: Iterable[float],
     recipes: Iterable[Recipe] = (),
     *,
     group: int | None = None,
     activation_bits: int | None = None,
 ) -> list[Pick]:
-    """Every method at every width, then the recipes; the same recipe once.
+    """Every method at every width, then the recipes; the same recipe once. Fixed formats are there once.
 
     `group` -1 is a whole row, as is the field's custom. Raises `ValueError` for widths or groups no method takes.
     """
     options = {} if group is None else {"group": "row" if group == -1 else group}
+    wanted = sorted(set(bits))
     found: dict[Recipe, Pick] = {}
     for method in methods:
-        for width in sorted(set(bits)):
-            recipe = method.recipe(bits=width, **options)
+        for width in method.bits if method.fixed else wanted:
+            recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
             if activation_bits is not None:
                 recipe = with_activations(recipe, activation_bits)
             found.setdefault(recipe, Pick(method=method.name, bits=width, recipe=recipe))
@@ -92,10 +93,10 @@ def name_of(recipe: Recipe) -> str:
     """The name of the method whose defaults give this recipe, or "custom"."""
     width = _width(recipe.weights)
     for method in METHODS:
-        if width in method.bits and method.recipe(bits=width) == recipe:
+        if (method.fixed or width in method.bits) and method.recipe(bits=width) == recipe:
             return method.name
     return "custom"
 
 
-def _width(target: Target | None) -> int:
+def _width(target: Target | None) -> float:
     return 16 if target is None else target.grid.bits

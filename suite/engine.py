@@ -304,7 +304,7 @@ def run(
     *,
     methods: Sequence[str] | None = None,
     recipes: Sequence[Recipe | str] = (),
-    bits: Sequence[int] | None = None,
+    bits: Sequence[float] | None = None,
     group: int | None = None,
     activation_bits: int | None = None,
     calibration: str | None = None,

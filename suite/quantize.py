@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from suite.grids import Integer
+from suite.grids.grid import Fitted, Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
@@ -27,10 +28,11 @@ def quantize_layer(W: torch.Tensor, target: Target, H: torch.Tensor | None, gene
     return Quantized(codes=rounded.codes, grid=rounded.grid, fallbacks=rounded.fallbacks)
 
 
-def quantize_activations(x: torch.Tensor, grid: Integer, max_abs: float) -> torch.Tensor:
+def quantize_activations(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.Tensor:
     """`x` (..., in) rounded to nearest: per token, or on one static scale made for values up to `max_abs`."""
     flat = x.reshape(-1, x.shape[-1])
-    if grid.group == "tensor":
+    fitted: Fitted
+    if isinstance(grid, Integer) and grid.group == "tensor":
         high = torch.full((1, 1), max_abs, dtype=x.dtype)
         fitted = grid.fit_range(-high, high, (flat.shape[0], flat.shape[1]))
     else:
@@ -55,7 +57,8 @@ def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, 
             target, scaled = recipe.target_of(name), W * s.to(W.dtype)
             Q = scaled
             if target is not None:
-                fitted = replace(target.grid, clip=None).fit(scaled)
+                grid = target.grid
+                fitted = (replace(grid, clip=None) if isinstance(grid, Integer) else grid).fit(scaled, there.gram)
                 Q = fitted.decode(fitted.nearest(scaled))
             if recipe.activations is None:
                 total += quadratic(scaled - Q, there.gram)
@@ -72,7 +75,7 @@ def quantize_matrix(
     *,
     method: str | None = None,
     recipe: Recipe | None = None,
-    bits: int | None = None,
+    bits: float | None = None,
     H: torch.Tensor | None = None,
     X: torch.Tensor | None = None,
     seed: int = 0,
@@ -95,7 +98,7 @@ def quantize_matrix(
         raise ValueError(f"W: expected a matrix (out, in), found shape {tuple(W.shape)}")
     if recipe is None:
         chosen = method_named(str(method), METHODS)
-        if bits is None:
+        if bits is None and not chosen.fixed:
             raise ValueError(f"{chosen.name} needs bits")
         recipe = chosen.recipe(bits=bits, **options)
     elif options or bits is not None:

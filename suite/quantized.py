@@ -5,22 +5,21 @@ from typing import Any
 
 import torch
 
-from kernels.packing import pack, unpack
-from suite.coding import entropy_bits
-from suite.grids.integer import FittedInteger
+from suite.grids.grid import Fitted
+from suite.grids.stored import from_bits, to_bits
 from suite.recipe import Target, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
-    """Codes (out, in), uint8, on a fitted grid.
+    """Codes (out, in), integers, on a fitted grid.
 
     `in_scale` (in,) is a channel scale that nothing before the layer could absorb: stored in float16, charged, and
     divided out by `dequantize`. `fallbacks` say what did not go as asked.
     """
 
     codes: torch.Tensor
-    grid: FittedInteger
+    grid: Fitted
     in_scale: torch.Tensor | None = None
     fallbacks: tuple[str, ...] = ()
 
@@ -30,21 +29,23 @@ class Quantized:
         return Q if self.in_scale is None else Q / self.in_scale.float()
 
     @property
+    def _beside(self) -> int:
+        return 0 if self.in_scale is None else 16 * self.in_scale.numel()
+
+    @property
     def n_bits(self) -> int:
-        """Exact bits of storage: codes, scales, zero points, group indices, channel scales."""
-        return self.grid.n_bits + (0 if self.in_scale is None else 16 * self.in_scale.numel())
+        """Exact bits of storage: codes, scales, zero points, masks, tables, group indices, channel scales."""
+        return self.grid.n_bits + self._beside
 
     @property
     def entropy_bits(self) -> float:
         """The same with the codes at their empirical entropy."""
-        return self.n_bits - self.codes.numel() * self.grid.grid.bits + entropy_bits(self.codes)
+        return self.grid.entropy_bits(self.codes) + self._beside
 
     def to_bytes(self) -> bytes:
-        """The payload of exactly ceil(n_bits / 8) bytes: parameters of the grid, codes, channel scale."""
-        streams = [*self.grid.streams(), (self.codes, self.grid.grid.bits)]
-        if self.in_scale is not None:
-            streams.append((self.in_scale.half().view(torch.int16).to(torch.int64) & 0xFFFF, 16))
-        return pack(streams)
+        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, then the channel scale."""
+        payload, scale = self.grid.to_bytes(self.codes), self.in_scale
+        return payload if scale is None else payload + to_bits(scale, 16).numpy().astype("<u2").tobytes()
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say and `from_bytes` needs: JSON values only."""
@@ -56,10 +57,12 @@ class Quantized:
         """The inverse of `to_bytes`; `ValueError` where payload and header do not fit."""
         target = parse(header["grid"]).weights
         assert target is not None
-        plan = FittedInteger.plan(target.grid, header)
-        scaled = [(header["shape"][1], 16)] if header.get("in_scale") else []
-        streams = unpack(payload, [*plan, *scaled])
-        grid = FittedInteger.from_streams(target.grid, header, streams[: len(plan) - 1])
-        codes = streams[len(plan) - 1].to(torch.uint8).reshape(header["shape"])
-        in_scale = streams[-1].to(torch.int16).view(torch.float16).float() if scaled else None
+        in_scale = None
+        if header.get("in_scale"):
+            end = max(0, len(payload) - 2 * header["shape"][1])
+            if len(payload) - end < 2 * header["shape"][1]:
+                raise ValueError(f"payload has {len(payload)} bytes, its channel scales alone need more")
+            in_scale = from_bits(torch.frombuffer(bytearray(payload[end:]), dtype=torch.int16), 16)
+            payload = payload[:end]
+        grid, codes = target.grid.from_bytes(payload, header)
         return cls(codes=codes, grid=grid, in_scale=in_scale)

@@ -13,7 +13,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.coding import CODINGS, Fixed
-from suite.grids import GRIDS, Integer, OutputSearch, ShrinkSearch
+from suite.grids import GRID_PARTS, GRIDS, Integer
+from suite.grids.grid import Grid
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Stochastic
 from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
 
@@ -25,7 +26,7 @@ Rounding = Nearest | Stochastic | Feedback | HalfQuadratic
 class Target:
     """A grid and the rounding that puts values on it."""
 
-    grid: Integer
+    grid: Grid
     rounding: Rounding = field(default_factory=Nearest)
 
     def __post_init__(self) -> None:
@@ -38,8 +39,11 @@ class Target:
     @property
     def unsupported(self) -> str | None:
         """Why this pair cannot be had, or None."""
-        if isinstance(self.rounding, HalfQuadratic) and self.grid.convention != "real-zero":
-            return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
+        if isinstance(self.rounding, HalfQuadratic):
+            if not isinstance(self.grid, Integer):
+                return f"half-quadratic rounding moves the zero points of integers, the grid is {canonical(self.grid)}"
+            if self.grid.convention != "real-zero":
+                return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
         return self.grid.unsupported
 
 
@@ -84,6 +88,8 @@ class Recipe:
 def _activations_unsupported(target: Target) -> str | None:
     if not isinstance(target.rounding, Nearest):
         return "activations are rounded to nearest"
+    if not isinstance(target.grid, Integer):
+        return None
     if target.grid.clip is not None:
         return "activation ranges are not searched"
     if target.grid.group == "tensor" and target.grid.convention in ("asymmetric", "real-zero", "signed-max"):
@@ -111,6 +117,8 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
+    if hint is Grid:
+        return isinstance(value, GRIDS)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_a(value, arg) for arg in args)
@@ -125,8 +133,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 _CONSTRUCTORS = {
-    kind.__name__: kind
-    for kind in (Recipe, Target, ShrinkSearch, OutputSearch, *TRANSFORMS, *GRIDS, *ROUNDINGS, *CODINGS)
+    kind.__name__: kind for kind in (Recipe, Target, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS)
 }
 
 
@@ -198,6 +205,9 @@ def canonical(value: Any) -> str:
 def with_activations(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with the linear layers' inputs quantized per token at `bits`, in its own convention if it has one."""
     if recipe.activations is not None:
-        grid = replace(recipe.activations.grid, bits=bits)
+        grid = recipe.activations.grid
+        if not isinstance(grid, Integer):
+            raise ValueError(f"activation bits {bits}: the recipe's inputs are {canonical(grid)}, not integers")
+        grid = replace(grid, bits=bits)
         return replace(recipe, activations=replace(recipe.activations, grid=grid))
     return replace(recipe, activations=Target(Integer(bits=bits, group="row", convention="full-range", scale_bits=32)))

@@ -21,12 +21,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+
+from kernels.packing import pack, unpack
+from suite.coding import entropy_bits
+from suite.grids.layout import ALL, Columns, Layout, check_group, check_matrix
+from suite.grids.stored import from_bits, stored_type, to_bits
 
 Convention = Literal["asymmetric", "real-zero", "full-range", "narrow", "span", "signed-max", "half-integer"]
 CONVENTIONS: tuple[str, ...] = Convention.__args__  # type: ignore[attr-defined]
-Columns = slice | torch.Tensor
-ALL = slice(None)
 
 
 def _check_search(steps: int, most: float) -> None:
@@ -83,8 +85,7 @@ class Integer:
     def __post_init__(self) -> None:
         if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
             raise ValueError(f"bits {self.bits!r}: integers take 1 to 8")
-        if self.group not in ("row", "tensor") and not (isinstance(self.group, int) and self.group >= 1):
-            raise ValueError(f'group {self.group!r}: expected a positive integer, "row" or "tensor"')
+        check_group(self.group)
         if self.convention not in CONVENTIONS:
             raise ValueError(f"convention {self.convention!r}: expected one of {', '.join(CONVENTIONS)}")
         if self.axis not in (0, 1) or self.scale_bits not in (16, 32):
@@ -104,13 +105,9 @@ class Integer:
         """The zero point of the conventions that do not store one."""
         return 2 ** (self.bits - 1) - (0.5 if self.convention == "half-integer" else 0)
 
-    def cut(self, n_out: int, n_in: int) -> tuple[int, int]:
-        """(R, g): element (r, j) of an (n_out, n_in) tensor has the scale at row r % R, column j // g."""
-        if self.group == "tensor":
-            return 1, n_in
-        if self.group == "row":
-            return n_out, n_in
-        return (n_out, min(self.group, n_in)) if self.axis == 1 else (-(-n_out // self.group), 1)
+    def layout(self, shape: tuple[int, int], group_of: torch.Tensor | None = None) -> Layout:
+        """Which values of an (out, in) matrix share a scale."""
+        return Layout.of(shape, self.group, self.axis, group_of)
 
     def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedInteger":
         """Bind the grid to `W` (out, in). `importance` is H (in, in); only an `OutputSearch` reads it.
@@ -119,12 +116,11 @@ class Integer:
         """
         if self.unsupported:
             raise ValueError(self.unsupported)
-        if W.ndim != 2 or W.numel() == 0:
-            raise ValueError(f"expected a non-empty matrix, found shape {tuple(W.shape)}")
+        check_matrix(W)
         if isinstance(self.clip, OutputSearch) and importance is None:
             raise ValueError("an output search needs the Gram matrix H")
-        grouped_low = self._grouped(W, math.inf).amin(-1)
-        grouped_high = self._grouped(W, -math.inf).amax(-1)
+        layout = self.layout((W.shape[0], W.shape[1]))
+        grouped_low, grouped_high = layout.grouped(W, math.inf).amin(-1), layout.grouped(W, -math.inf).amax(-1)
         if not bool(torch.isfinite(grouped_low).all() & torch.isfinite(grouped_high).all()):  # NaN spreads to both
             raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         best = self._from_range(W, grouped_low, grouped_high)
@@ -148,6 +144,21 @@ class Integer:
     def fit_range(self, low: torch.Tensor, high: torch.Tensor, shape: tuple[int, int]) -> "FittedInteger":
         """Bind the grid to known ranges, one per group, instead of to values (static activation scales)."""
         return self._from_range(torch.empty(shape, dtype=low.dtype), low, high)
+
+    def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedInteger", torch.Tensor]:
+        """The fitted grid and the codes (out, in) that `FittedInteger.to_bytes` wrote."""
+        n_out, n_in = header["shape"]
+        shape = self.layout((n_out, n_in)).parameters
+        zero = torch.empty(shape) if self.convention in ("asymmetric", "real-zero") else None
+        group_of = torch.empty(n_in) if header.get("grouped") else None
+        blank = FittedInteger(grid=self, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
+        *streams, codes = unpack(payload, [*blank.widths.values(), (n_out * n_in, self.bits)])
+        found: dict[str, Any] = {}
+        for (name, (_, width)), values in zip(blank.widths.items(), streams, strict=True):
+            found[name] = _from_integers(values, name, width)
+            if name != "group_of":
+                found[name] = found[name].reshape(shape)
+        return replace(blank, **found), codes.to(torch.uint8).reshape(n_out, n_in)
 
     def _from_range(self, W: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> "FittedInteger":
         top = 2**self.bits - 1
@@ -176,41 +187,25 @@ class Integer:
         least = absmax / 2**15  # -low / s then stays below 65504, however s is rounded
         return torch.where(scale == 0, least.clamp(min=1), torch.maximum(scale, least))
 
-    @property
-    def _kind(self) -> torch.dtype:
-        return torch.float16 if self.scale_bits == 16 else torch.float32
-
     def _stored_real(self, x: torch.Tensor) -> torch.Tensor:
-        largest = torch.finfo(self._kind).max
-        return x.clamp(-largest, largest).to(self._kind).to(x.dtype)
+        largest = torch.finfo(stored_type(self.scale_bits)).max
+        return x.clamp(-largest, largest).to(stored_type(self.scale_bits)).to(x.dtype)
 
     def _stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Round to the stored type; zero becomes 1 (or the smallest value, for levels without a zero)."""
-        kind = torch.finfo(self._kind)
+        kind = torch.finfo(stored_type(self.scale_bits))
         smallest = kind.smallest_normal * kind.eps  # the smallest subnormal
         rounded = self._stored_real(scale)
         empty = smallest if self.convention == "half-integer" else 1.0
         return torch.where(scale == 0, empty, rounded.clamp(min=smallest))
 
-    def _grouped(self, x: torch.Tensor, fill: float) -> torch.Tensor:
-        """`x` (out, in) as (R, C, members of a group), short groups filled up with `fill`."""
-        n_out, n_in = x.shape
-        if self.group == "tensor":
-            return x.reshape(1, 1, -1)
-        rows, width = self.cut(n_out, n_in)
-        if rows == n_out and (self.axis == 1 or self.group == "row"):
-            whole = x if n_in % width == 0 else F.pad(x, (0, -n_in % width), value=fill)
-            return whole.reshape(n_out, -1, width)
-        deep = -(-n_out // rows)
-        return F.pad(x, (0, 0, 0, deep * rows - n_out), value=fill).reshape(deep, rows, n_in).permute(1, 2, 0)
-
     def _objective(self, W: torch.Tensor, fitted: "FittedInteger", H: torch.Tensor | None) -> torch.Tensor:
         """What the clip search minimizes, per group: (R, C)."""
         E = W - fitted.decode(fitted.nearest(W))
         if isinstance(self.clip, ShrinkSearch):
-            return self._grouped(E.abs().pow_(self.clip.norm), 0.0).sum(-1)
+            return fitted.layout.grouped(E.abs().pow_(self.clip.norm), 0.0).sum(-1)
         assert H is not None
-        _, width = self.cut(*fitted.shape)
+        width = fitted.layout.width
         parts = [(e @ H[a : a + width, a : a + width].to(e.dtype) * e).sum(-1)
                  for a, e in zip(range(0, W.shape[1], width), E.split(width, dim=1), strict=True)]  # fmt: skip
         return torch.stack(parts, dim=1)
@@ -237,35 +232,25 @@ class FittedInteger:
         return 2**self.grid.bits
 
     @property
+    def layout(self) -> Layout:
+        """Which values share a scale."""
+        return self.grid.layout(self.shape, self.group_of)
+
+    @property
     def group_size(self) -> int:
         """How many values really share a scale."""
-        n_out, n_in = self.shape
-        rows, width = self.grid.cut(n_out, n_in)
-        return width * -(-n_out // rows)
+        return self.layout.group_size
+
+    @property
+    def regroups(self) -> bool:
+        """Whether error feedback may fit one group after the other."""
+        return self.grid.axis == 1 and self.scale.shape[1] > 1
 
     def _affine(self, columns: Columns) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Scale and zero point of the given columns, broadcastable to (out, k)."""
-        zero = self.grid.zero if self.zero is None else self._expand(self.zero, columns)
-        return self._expand(self.scale, columns), zero
-
-    def _expand(self, values: torch.Tensor, columns: Columns) -> torch.Tensor:
-        n_out, n_in = self.shape
-        if values.shape[1] > 1:
-            width = self.grid.cut(n_out, n_in)[1]
-            if self.group_of is not None:
-                values = values[:, self.group_of[columns]]
-            elif isinstance(columns, torch.Tensor):
-                values = values[:, columns // width]
-            elif columns.start is not None and (columns.stop - 1) // width == columns.start // width:
-                values = values[:, columns.start // width, None]  # one group: a view, which error feedback relies on
-            else:
-                start, stop, _ = columns.indices(n_in)
-                groups = values[:, start // width : (stop - 1) // width + 1]
-                spread = groups.repeat_interleave(width, dim=1)
-                values = spread[:, start % width : start % width + stop - start]
-        if 1 < values.shape[0] < n_out:
-            values = values.repeat(-(-n_out // values.shape[0]), 1)[:n_out]
-        return values
+        layout = self.layout
+        zero = self.grid.zero if self.zero is None else layout.expand(self.zero, columns)
+        return layout.expand(self.scale, columns), zero
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (out, k), uint8, of the levels nearest to `x` (out, k), the values of `columns`.
@@ -311,6 +296,12 @@ class FittedInteger:
         zero = None if self.zero is None else self.zero.float()
         return replace(self, scale=self.scale.float(), zero=zero).decode(codes)
 
+    def in_order(self, perm: torch.Tensor) -> "FittedInteger":
+        """The grid with groups made of consecutive columns in the order `perm` (in,)."""
+        group_of = torch.empty_like(perm)
+        group_of[perm] = torch.arange(len(perm)) // self.group_size
+        return replace(self, group_of=group_of)
+
     def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "FittedInteger":
         """The grid with `group`'s parameters fitted anew to `x` (out, k), the values its `columns` have now."""
         grid = replace(self.grid, group="row", axis=1)
@@ -328,8 +319,8 @@ class FittedInteger:
         """The grid with the zero points that are least-squares optimal for fixed codes and scales (HQQ, eq. 7)."""
         scale, _ = self._affine(ALL)
         wanted = codes.to(scale.dtype) - target / scale
-        total = self.grid._grouped(wanted, 0.0).sum(-1)
-        count = self.grid._grouped(torch.ones_like(wanted), 0.0).sum(-1)
+        total = self.layout.grouped(wanted, 0.0).sum(-1)
+        count = self.layout.grouped(torch.ones_like(wanted), 0.0).sum(-1)
         return replace(self, zero=self.grid._stored_real(total / count))
 
     def _where(self, better: torch.Tensor, other: "FittedInteger") -> "FittedInteger":
@@ -354,35 +345,15 @@ class FittedInteger:
         """Exact bits of codes and parameters."""
         return math.prod(self.shape) * self.grid.bits + sum(count * width for count, width in self.widths.values())
 
-    def streams(self) -> list[tuple[torch.Tensor, int]]:
-        """The parameters as non-negative integers with their widths, in the order of `widths`."""
+    def entropy_bits(self, codes: torch.Tensor) -> float:
+        """All bits, with the codes at their empirical entropy."""
+        return self.n_bits - codes.numel() * self.grid.bits + entropy_bits(codes)
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """Parameters in the order of `widths`, then `codes` (out, in)."""
         fields = {"scale": self.scale, "zero": self.zero, "group_of": self.group_of}
-        return [(_as_integers(fields[name], name, width), width) for name, (_, width) in self.widths.items()]
-
-    @classmethod
-    def plan(cls, grid: Integer, header: dict[str, Any]) -> list[tuple[int, int]]:
-        """(count, width) of the streams that a payload with this header holds: parameters, then codes."""
-        return [*cls._blank(grid, header).widths.values(), (math.prod(header["shape"]), grid.bits)]
-
-    @classmethod
-    def _blank(cls, grid: Integer, header: dict[str, Any]) -> "FittedInteger":
-        n_out, n_in = header["shape"]
-        rows, width = grid.cut(n_out, n_in)
-        shape = (rows, -(-n_in // width))
-        zero = torch.empty(shape) if grid.convention in ("asymmetric", "real-zero") else None
-        group_of = torch.empty(n_in) if header.get("grouped") else None
-        return cls(grid=grid, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
-
-    @classmethod
-    def from_streams(cls, grid: Integer, header: dict[str, Any], streams: list[torch.Tensor]) -> "FittedInteger":
-        """The inverse of `streams`."""
-        blank = cls._blank(grid, header)
-        found: dict[str, Any] = {}
-        for (name, (_, width)), values in zip(blank.widths.items(), streams, strict=True):
-            found[name] = _from_integers(values, name, width)
-            if name != "group_of":
-                found[name] = found[name].reshape(blank.scale.shape)
-        return replace(blank, **found)
+        streams = [(_as_integers(fields[name], name, width), width) for name, (_, width) in self.widths.items()]
+        return pack([*streams, (codes, self.grid.bits)])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say: the shape, and whether columns name their groups."""
@@ -395,17 +366,10 @@ def _last(zero: torch.Tensor | float) -> torch.Tensor | float:
 
 def _as_integers(values: torch.Tensor | None, name: str, width: int) -> torch.Tensor:
     assert values is not None
-    if name == "group_of" or width not in (16, 32):
-        return values.to(torch.int64)
-    if width == 16:
-        return values.half().view(torch.int16).to(torch.int64) & 0xFFFF
-    return values.float().contiguous().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    return values.to(torch.int64) if name == "group_of" or width not in (16, 32) else to_bits(values, width)
 
 
 def _from_integers(values: torch.Tensor, name: str, width: int) -> torch.Tensor:
     if name == "group_of":
         return values
-    if width not in (16, 32):
-        return values.float()
-    kind, whole = (torch.float16, torch.int16) if width == 16 else (torch.float32, torch.int32)
-    return values.to(whole).view(kind).float()
+    return from_bits(values, width) if width in (16, 32) else values.float()

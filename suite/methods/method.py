@@ -9,26 +9,34 @@ from suite.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A row of `METHODS`. `build(bits=..., **options)` gives the recipe; `group` is an option of all of them."""
+    """A row of `METHODS`. `build(bits=..., **options)` gives the recipe; those of more than one width take `group`.
+
+    A number format of one width is built without `bits`.
+    """
 
     name: str
     paper: str
     arxiv: str | None
     needs: Literal["nothing", "calibration", "training"]
-    bits: tuple[int, ...]
+    bits: tuple[float, ...]
     build: Callable[..., Recipe]
 
-    def recipe(self, *, bits: int, **options: Any) -> Recipe:
+    @property
+    def fixed(self) -> bool:
+        """Whether the method is of one width and one layout, and so ignores what is asked of both."""
+        return len(self.bits) == 1
+
+    def recipe(self, *, bits: float | None = None, **options: Any) -> Recipe:
         """The method's recipe at this width; `ValueError` for a width or an option that it does not take."""
-        if bits not in self.bits:
+        if not self.fixed and bits not in self.bits:
             raise ValueError(f"bits {bits!r}: {self.name} takes {self.bits[0]} to {self.bits[-1]}")
         try:
-            return self.build(bits=bits, **options)
+            return self.build(**options) if self.fixed else self.build(bits=bits, **options)
         except TypeError as error:
             raise ValueError(f"{self.name}: {error}") from error
 
     @property
     def targets(self) -> tuple[str, ...]:
         """What is quantized: weights, activations."""
-        recipe = self.build(bits=self.bits[-1])
+        recipe = self.recipe(bits=self.bits[-1])
         return tuple(name for name in ("weights", "activations") if getattr(recipe, name) is not None)

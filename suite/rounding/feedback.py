@@ -11,12 +11,12 @@ one factorization in float64, and errors are gathered by column blocks from the 
 right, which is the same arithmetic in large matrix products.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from suite.grids.integer import FittedInteger, Integer
+from suite.grids.grid import Fitted, Grid
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
@@ -52,7 +52,7 @@ class Feedback:
         if self.damping < 0 or self.block < 1:
             raise ValueError(f"damping {self.damping!r}, block {self.block!r}: expected >= 0 and >= 1")
 
-    def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
+    def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in) given `H` (in, in); `ValueError` without H or where H has the wrong shape."""
         n_in = W.shape[1]
         if H is None or H.shape != (n_in, n_in):
@@ -60,18 +60,16 @@ class Feedback:
             raise ValueError(f"error feedback needs the Gram matrix H of shape {(n_in, n_in)}, found {found}")
         R, perm, fallbacks = factor(H, self.order, self.damping)
         fitted = grid.fit(W, H)
-        regroup = self.groups != "static" and grid.axis == 1 and fitted.scale.shape[1] > 1
+        regroup = self.groups != "static" and fitted.regroups
         if regroup and self.order != "given":
-            group_of = torch.empty_like(perm)
-            group_of[perm] = torch.arange(n_in) // fitted.group_size
-            fitted = replace(fitted, group_of=group_of)
+            fitted = fitted.in_order(perm)
         columns = _Columns.of(W, H, R, perm)
         codes, fitted = self._sweep(columns, fitted, regroup, generator)
         return Rounded(codes, fitted, fallbacks)
 
     def _sweep(
-        self, columns: "_Columns", fitted: FittedInteger, regroup: bool, generator: torch.Generator
-    ) -> tuple[torch.Tensor, FittedInteger]:
+        self, columns: "_Columns", fitted: Fitted, regroup: bool, generator: torch.Generator
+    ) -> tuple[torch.Tensor, Fitted]:
         """Round column after column; returns codes (out, in) and the grid as it was in the end."""
         original, errors, A, perm = columns.original, columns.errors, columns.A, columns.perm
         n_in, size = len(perm), fitted.group_size

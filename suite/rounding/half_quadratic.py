@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from suite.grids.grid import Grid
 from suite.grids.integer import Integer
 from suite.rounding.elementwise import Rounded
 
@@ -31,10 +32,10 @@ class HalfQuadratic:
         if not (self.norm > 0 and self.beta > 0 and self.growth > 0 and self.iterations >= 0):
             raise ValueError(f"{self}: expected a positive norm, beta and growth, and iterations >= 0")
 
-    def round(self, W: torch.Tensor, grid: Integer, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
+    def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in); `H` is not read. `ValueError` unless the grid stores real zero points."""
-        if grid.convention != "real-zero":
-            raise ValueError(f"half-quadratic rounding moves real zero points, the convention is {grid.convention}")
+        if not isinstance(grid, Integer) or grid.convention != "real-zero":
+            raise ValueError(f"half-quadratic rounding moves the real zero points of integers, the grid is {grid}")
         fitted = grid.fit(W)
         if self.round_zero and fitted.zero is not None:
             fitted = replace(fitted, zero=fitted.zero.round())

@@ -350,7 +350,7 @@ def test_a_known_range_gives_the_scale_of_values_in_it(convention):
 def test_every_stored_bit_is_counted(bits, shape, options, bpw):
     fitted = Integer(bits=bits, **options).fit(torch.zeros(shape))
     assert fitted.n_bits == bpw * shape[0] * shape[1]
-    beside_codes = sum(values.numel() * width for values, width in fitted.streams())
+    beside_codes = sum(count * width for count, width in fitted.widths.values())
     assert beside_codes == fitted.n_bits - bits * shape[0] * shape[1]
 
 

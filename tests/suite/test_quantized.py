@@ -164,7 +164,7 @@ def test_payloads_of_another_size_are_an_error(method):
     q = quantize_matrix(W, method=method.name, bits=3, X=X)
     payload = q.to_bytes()
     for wrong in (b"", payload[:-1], payload + b"\0"):
-        with pytest.raises(ValueError, match=f"payload has {len(wrong)} bytes, its streams need {len(payload)}"):
+        with pytest.raises(ValueError, match=r"payload has \d+ bytes, its .* need"):
             Quantized.from_bytes(wrong, q.header())
 
 

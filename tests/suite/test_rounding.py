@@ -84,7 +84,7 @@ def textbook(W, H, grid, perm, groups, block):
     """
     work, inverse = W.clone(), torch.linalg.inv(H)
     codes, margin = torch.empty(W.shape, dtype=torch.uint8), torch.inf
-    size = grid.cut(*W.shape)[1]
+    size = grid.layout(tuple(W.shape)).width
     fitted = grid.fit(W)
     for place, j in enumerate(perm.tolist()):
         if place % block == 0:
@@ -400,7 +400,7 @@ def test_refitted_zero_points_are_the_least_squares_ones(seed, group, axis):
 
     def squares(z):
         E = target - replace(fitted, zero=z).decode(codes)
-        return grid._grouped(E**2, 0.0).sum(-1)
+        return grid.layout(tuple(E.shape)).grouped(E**2, 0.0).sum(-1)
 
     for away in (-1e-3, 1e-3):  # far beyond float32's rounding of a zero point of size 2^3, 2^-21
         assert bool((squares(best.zero) < squares(best.zero + away)).all())
@@ -408,7 +408,7 @@ def test_refitted_zero_points_are_the_least_squares_ones(seed, group, axis):
 
 
 def test_half_quadratic_rounding_needs_real_zero_points():
-    with pytest.raises(ValueError, match="moves real zero points, the convention is asymmetric"):
+    with pytest.raises(ValueError, match="moves the real zero points of integers"):
         rounded(HalfQuadratic(), gaussian(0, 2, 4), Integer(bits=4))
 
 

@@ -1,0 +1,94 @@
+"""What a grid is to everything else: a frozen value that binds itself to a matrix, and the fitted grid that it makes.
+
+Roundings, the container and the harness know these two protocols and nothing of any format.
+"""
+
+from typing import Any, Protocol
+
+import torch
+
+from suite.grids.layout import ALL, Columns
+
+
+class Fitted(Protocol):
+    """A grid bound to an (out, in) matrix: its scales, zero points, masks and tables.
+
+    Codes are integer tensors (uint8 up to 8 bits, else int32). All arithmetic is in the type of the matrix that the
+    grid was fitted to, but for `decode32`, which is float32 from the parameters as they are stored: what is evaluated,
+    and what comes back from bytes, bit for bit.
+    """
+
+    @property
+    def grid(self) -> Any:
+        """The frozen value that it was fitted from."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def block_size(self) -> int:
+        """Values that share a code."""
+
+    @property
+    def group_size(self) -> int:
+        """How many values really share a scale; recorded for every layer."""
+
+    @property
+    def regroups(self) -> bool:
+        """Whether error feedback may `refit` one group of columns after the other."""
+
+    @property
+    def n_bits(self) -> int:
+        """Exact bits of everything stored; nothing is free."""
+
+    def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (out, k) nearest to `x` (out, k), the values of `columns`; `cost`, by code, joins the squared error."""
+
+    def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes nearest to `x`, and the values they stand for, in one go."""
+
+    def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of the levels just below and just above `x`; outside the range both are the last level."""
+
+    def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
+        """The values (out, k) that the codes of `columns` stand for."""
+
+    def decode32(self, codes: torch.Tensor) -> torch.Tensor:
+        """All values (out, in) in float32, from the parameters as they are stored."""
+
+    def in_order(self, perm: torch.Tensor) -> "Fitted":
+        """The same with groups made of consecutive columns in the order `perm` (in,); charged. Where `regroups`."""
+
+    def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "Fitted":
+        """Fit `group` anew to `x` (out, k), the values its `columns` have now; only where `regroups`."""
+
+    def entropy_bits(self, codes: torch.Tensor) -> float:
+        """`n_bits` with the codes at their empirical entropy."""
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """Everything stored, in exactly ceil(n_bits / 8) bytes."""
+
+    def header(self) -> dict[str, Any]:
+        """What the bytes do not say: "shape", and little else; JSON values only."""
+
+
+class Grid(Protocol):
+    """A frozen value, part of a recipe."""
+
+    @property
+    def bits(self) -> float:
+        """The nominal width of a code."""
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this combination makes no sense, or None."""
+
+    def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> Fitted:
+        """Bind the grid to `W` (out, in); `importance` is H (in, in), for those that read it.
+
+        Raises `ValueError` for NaN or infinite values, an empty matrix, and an unsupported combination.
+        """
+
+    def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple[Fitted, torch.Tensor]:
+        """The fitted grid and the codes (out, in) that `Fitted.to_bytes` wrote; `ValueError` where they do not fit."""
