@@ -4,19 +4,12 @@ A run opens a *bench* for each seed: the checkpoint and its tokens. Statistics a
 states are computed once and kept on disk. A cell then goes through the model block by block and ends as a record.
 """
 
-import ctypes
-import multiprocessing
 import os
-import resource
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +23,7 @@ from suite.evaluation import compare, summarize
 from suite.methods import METHODS, method_named
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.packed import ExportedDirectory, PackedDirectory, block_bytes, rest_bytes
+from suite.processes import peak_mib, reset_peak, return_freed_memory, spread
 from suite.recipe import Recipe, parse
 from suite.store import LayerRecord, Record, Store, holds_store
 from suite.tokens import Tokens, load_tokens
@@ -95,12 +89,12 @@ def open_bench(setting: Setting, seed: int) -> Bench:
 def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
     """Run one cell; whatever goes wrong in it becomes a failed record."""
     torch.set_num_threads(setting.threads)
-    _return_freed_memory()
+    return_freed_memory()
     bench = open_bench(setting, seed)
     blank = _blank(bench, pick)
     if pick.recipe.unsupported:
         return Outcome(replace(blank, status="skipped", reason=pick.recipe.unsupported))
-    _reset_peak()
+    reset_peak()
     begun = time.monotonic()
     try:
         outcome = _measure(bench, pick, blank)
@@ -108,7 +102,7 @@ def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return Outcome(replace(blank, status="failed", reason=reason))
     seconds = round(time.monotonic() - begun, 3)
-    return replace(outcome, record=replace(outcome.record, seconds=seconds, peak_mib=_peak_mib()))
+    return replace(outcome, record=replace(outcome.record, seconds=seconds, peak_mib=peak_mib()))
 
 
 def _blank(bench: Bench, pick: Pick) -> Record:
@@ -215,11 +209,16 @@ def execute(
             bench = open_bench(plan.setting, seed)
             _prepare(bench, opened)
             chosen = [pick for s, pick in plan.todo if s == seed]
-            for outcome in _outcomes(plan.setting, seed, chosen, jobs):
+            task = partial(run_cell, plan.setting, seed)
+            for outcome in spread(task, chosen, jobs, died=partial(_died, bench)):
                 opened.put(outcome.record, outcome.layers)
                 records.append(outcome.record)
                 on_done(outcome.record)
     return records
+
+
+def _died(bench: Bench, pick: Pick) -> Outcome:
+    return Outcome(replace(_blank(bench, pick), status="failed", reason="the process running this cell died"))
 
 
 def _prepare(bench: Bench, store: Store) -> None:
@@ -228,75 +227,6 @@ def _prepare(bench: Bench, store: Store) -> None:
     last_hidden(bench.checkpoint, bench.evaluation, bench.setting.threads)
     any_cell = bench.cell(Pick(method="", bits=None, recipe=Recipe()))
     store.put_spectra(bench.checkpoint.sha256, any_cell.data_sha256, kept.spectra())
-
-
-def _outcomes(setting: Setting, seed: int, chosen: list[Pick], jobs: int) -> Iterator[Outcome]:
-    """Outcomes as they come; a process that dies (out of memory, say) fails its own cell and no other."""
-    if jobs <= 1 or len(chosen) <= 1:
-        yield from (run_cell(setting, seed, pick) for pick in chosen)
-        return
-    broken = []
-    with _pool(min(jobs, len(chosen))) as pool:
-        waiting: dict[Future[Outcome], Pick] = {pool.submit(run_cell, setting, seed, pick): pick for pick in chosen}
-        while waiting:
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                pick = waiting.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    broken.append(pick)
-    for pick in broken:
-        with _pool(1) as pool:
-            try:
-                yield pool.submit(run_cell, setting, seed, pick).result()
-            except BrokenProcessPool:
-                blank = _blank(open_bench(setting, seed), pick)
-                yield Outcome(replace(blank, status="failed", reason="the process running this cell died"))
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@cache
-def _return_freed_memory() -> None:
-    """Make glibc hand freed tensors of 1 MiB and more back at once: left alone it keeps holes of up to 32 MiB each."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, which also ends its dynamic adjustment
-
-
-def _reset_peak() -> None:
-    """Make the kernel forget this process's highest memory use, where it lets us."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then the peak is that of the process so far
-
-
-def _peak_mib() -> float:
-    """Highest resident memory since `_reset_peak`, in MiB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
-    except (OSError, IndexError):
-        per_mib = 2**20 if sys.platform == "darwin" else 2**10
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib, 1)
 
 
 def run(
