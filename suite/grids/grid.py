@@ -39,6 +39,10 @@ class Fitted(Protocol):
         """Whether error feedback may `refit` one group of columns after the other."""
 
     @property
+    def mask_size(self) -> int:
+        """Columns of a set whose mask error feedback has to choose (see `Masked`); 0 where there is none to choose."""
+
+    @property
     def n_bits(self) -> int:
         """Exact bits of everything stored; nothing is free."""
 
@@ -71,6 +75,18 @@ class Fitted(Protocol):
 
     def header(self) -> dict[str, Any]:
         """What the bytes do not say: "shape", and little else; JSON values only."""
+
+
+class Masked(Fitted, Protocol):
+    """A fitted grid that keeps some values of every `mask_size` > 0 consecutive columns of a row."""
+
+    def mark(self, x: torch.Tensor, first: int, pivots: torch.Tensor) -> None:
+        """Choose, in place, what is kept of `x` (out, k), the values that columns `first` on have now.
+
+        Whole sets, but for the last of the matrix. `pivots` (k,) is the diagonal of R in H + lambda I = R R^T: dropping
+        a value costs (x_j R_jj)^2. In place, since a copy of the mask for every set would cost more than the rounding:
+        the mask belongs to this fitted grid and to what its `refit` returns.
+        """
 
 
 class Grid(Protocol):

@@ -225,6 +225,7 @@ class FittedInteger:
     group_of: torch.Tensor | None = None
 
     block_size = 1  # values that share a code
+    mask_size = 0
 
     @property
     def n_codes(self) -> int:

@@ -9,14 +9,17 @@ H + lambda I = R R^T, R upper triangular, column j is rounded after adding (W - 
 The published form reads the same numbers from the Cholesky factor U = R^-1 of the inverse. Here nothing is inverted:
 one factorization in float64, and errors are gathered by column blocks from the left instead of being spread to the
 right, which is the same arithmetic in large matrix products.
+
+A grid that asks for it (`mask_size`) chooses which values it keeps here too, when the first column of a set comes up
+(SparseGPT: Frantar and Alistarh 2023, arXiv:2301.00774); a value that is dropped is one rounded to 0.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
-from suite.grids.grid import Fitted, Grid
+from suite.grids.grid import Fitted, Grid, Masked
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
@@ -60,6 +63,8 @@ class Feedback:
             raise ValueError(f"error feedback needs the Gram matrix H of shape {(n_in, n_in)}, found {found}")
         R, perm, fallbacks = factor(H, self.order, self.damping)
         fitted = grid.fit(W, H)
+        if fitted.mask_size and self.order != "given":
+            raise ValueError(f"masks chosen in error feedback need the given order of columns, not {self.order!r}")
         regroup = self.groups != "static" and fitted.regroups
         if regroup and self.order != "given":
             fitted = fitted.in_order(perm)
@@ -72,10 +77,10 @@ class Feedback:
     ) -> tuple[torch.Tensor, Fitted]:
         """Round column after column; returns codes (out, in) and the grid as it was in the end."""
         original, errors, A, perm = columns.original, columns.errors, columns.A, columns.perm
-        n_in, size = len(perm), fitted.group_size
+        n_in, size, masked = len(perm), fitted.group_size, fitted.mask_size
         block = size if regroup and self.groups == "dynamic" else self.block
-        codes = torch.empty(original.shape, dtype=torch.uint8)
-        wanted, missed, chosen = (rows[:, :, None].unbind(0) for rows in (original, errors, codes))  # columns (out, 1)
+        codes = []
+        wanted, missed = (rows[:, :, None].unbind(0) for rows in (original, errors))  # columns (out, 1)
         for start in range(0, n_in, block):
             stop = min(start + block, n_in)
             push = A[:start, start:stop].T @ errors[:start]
@@ -88,51 +93,87 @@ class Feedback:
                     if j > first:
                         current[j - start].addmv_(errors[first:j].T, A[first:j, j])
                     if regroup and j % size == 0:
-                        moved = columns.pushed(
-                            start if self.groups == "stale" else j, j, min(j + size, n_in), start, push
-                        )
-                        fitted = fitted.refit(moved.T, j // size, perm[j : j + size], columns.H)
+                        known = start if self.groups == "stale" else j
+                        fitted = _refit(fitted, columns, j, known, start, push)
+                    if masked and j % masked == 0:
+                        _mark(fitted, columns, j, first, last, current[j - start : last - start])
                     column = slice(j, j + 1) if self.order == "given" else perm[j : j + 1]
                     code, value = self.pick.pick(now[j - start], fitted, column, generator)
-                    chosen[j].copy_(code)
+                    codes.append(code[:, 0])
                     torch.sub(wanted[j], value, out=missed[j])
         back = torch.empty_like(perm)
         back[perm] = torch.arange(n_in)
-        return codes[back].T.contiguous(), fitted
+        return torch.stack(codes)[back].T.contiguous(), fitted
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
     """A matrix with its columns as rows, in the order in which they are rounded: row j is `perm[j]` of `W`.
 
-    `A` (in, in) is R with columns scaled to a unit diagonal. Row j of `errors` is column j of W - Q once it is rounded.
+    `A` (in, in) is R with columns scaled to a unit diagonal, `pivots` (in,). Row j of `errors` is column j of W - Q
+    once it is rounded.
     """
 
     original: torch.Tensor
     errors: torch.Tensor
     A: torch.Tensor
+    pivots: torch.Tensor
     H: torch.Tensor
     perm: torch.Tensor
 
     @classmethod
     def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "_Columns":
         original, A = W.T.contiguous()[perm], R.to(W.dtype)
-        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), H, perm)
+        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), R.diagonal(), H, perm)
 
-    def pushed(self, known: int, first: int, last: int, start: int, push: torch.Tensor) -> torch.Tensor:
+    def pushed(self, known: int, first: int, last: int, push: torch.Tensor | None = None) -> torch.Tensor:
         """Columns `first` to `last` as rows, where the errors of those before `known` have pushed them.
 
         If nothing more were rounded, the columns from `known` on would have moved by D with
-        D A_gg = (W - Q)_{<known} A_{<known,g}, g = known .. last. For known = `start`, the block's own beginning, the
-        right-hand side is there already: `push`, as far as the block goes.
+        D A_gg = (W - Q)_{<known} A_{<known,g}, g = known .. last. The right-hand side may be there already: `push`.
         """
-        if known == start and last <= start + len(push):
-            push = push[: last - known]
-        else:
+        if push is None:
             push = self.A[:known, known:last].T @ self.errors[:known]
+        return self.original[first:last] + self._spread(known, last, push)[first - known :]
+
+    def pushed_within(self, j: int, first: int, last: int, current: torch.Tensor) -> torch.Tensor:
+        """Columns `j` to `last` as rows, pushed by the errors of all before j.
+
+        `current` holds them with the pushes of columns before `first`, its first row with those of all before j.
+        """
+        push = current - self.original[j:last]
+        push[1:] += self.A[first:j, j + 1 : last].T @ self.errors[first:j]
+        return self.original[j:last] + self._spread(j, last, push)
+
+    def _spread(self, known: int, last: int, push: torch.Tensor) -> torch.Tensor:
         unit = self.A[known:last, known:last].T
-        moved = torch.linalg.solve_triangular(unit, push, upper=False, unitriangular=True)
-        return self.original[first:last] + moved[first - known :]
+        return torch.linalg.solve_triangular(unit, push, upper=False, unitriangular=True)
+
+
+def _refit(fitted: Fitted, columns: _Columns, j: int, known: int, start: int, push: torch.Tensor) -> Fitted:
+    """The group that begins with column `j` fitted anew, pushed by the columns before `known`.
+
+    Where masks are still to be chosen, the values it is fitted to are those that would be kept if all were chosen now.
+    """
+    size, masked = fitted.group_size, fitted.mask_size
+    whole = -(-(j + size) // masked) * masked if masked else j + size  # to the end of the last set
+    whole = min(whole, len(columns.perm))
+    ready = known == start and whole <= start + len(push)  # `push` is that of the block's beginning, as far as it goes
+    moved = columns.pushed(known, j, whole, push[: whole - known] if ready else None)
+    if masked:
+        set_at = -(-j // masked) * masked
+        cast(Masked, fitted).mark(moved[set_at - j :].T, set_at, columns.pivots[set_at:whole])
+    return fitted.refit(moved[:size].T, j // size, columns.perm[j : j + size], columns.H)
+
+
+def _mark(fitted: Fitted, columns: _Columns, j: int, first: int, last: int, current: torch.Tensor) -> None:
+    """Choose what is kept of the set of columns that begins with `j`, as its values are now."""
+    end = min(j + fitted.mask_size, len(columns.perm))
+    if end <= last:
+        moved = columns.pushed_within(j, first, end, current[: end - j])
+    else:  # the set goes beyond the columns at hand
+        moved = columns.pushed(j, j, end)
+    cast(Masked, fitted).mark(moved.T, j, columns.pivots[j:end])
 
 
 def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
