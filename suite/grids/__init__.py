@@ -6,8 +6,25 @@ that all of it is stored in (`suite.grids.grid`).
 """
 
 from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
+from suite.grids.lloyd_max import GaussianTable, KMeansTable
+from suite.grids.scaled import Scaled
+from suite.grids.scales import SCALES, DoubleQuantized, PowerOfTwo, RealScale, TwoLevel, Unscaled
 
-GRIDS = (Integer,)
-GRID_PARTS = (ShrinkSearch, OutputSearch)  # what a grid's fields are made of, beside plain values
+GRIDS = (Integer, Scaled)
+GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
-__all__ = ["GRIDS", "GRID_PARTS", "Integer", "OutputSearch", "ShrinkSearch"]
+__all__ = [
+    "GRIDS",
+    "GRID_PARTS",
+    "DoubleQuantized",
+    "GaussianTable",
+    "Integer",
+    "KMeansTable",
+    "OutputSearch",
+    "PowerOfTwo",
+    "RealScale",
+    "Scaled",
+    "ShrinkSearch",
+    "TwoLevel",
+    "Unscaled",
+]

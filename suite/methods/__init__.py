@@ -4,13 +4,25 @@ import difflib
 from collections.abc import Sequence
 
 from suite.methods.awq import AWQ
+from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
+from suite.methods.lloyd_max import LLOYD_MAX
 from suite.methods.method import Method
+from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
+from suite.methods.nf4 import NF2, NF4
+from suite.methods.nvfp4 import NVFP4
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
+from suite.methods.ternary import TERNARY
 
-METHODS: tuple[Method, ...] = (RTN, GPTQ, GPTQ_STOCHASTIC, SMOOTHQUANT, AWQ, HQQ)
+METHODS: tuple[Method, ...] = (
+    # integers
+    RTN, GPTQ, GPTQ_STOCHASTIC, SMOOTHQUANT, AWQ, HQQ,
+    # number formats
+    FP8, FP8_E5M2, FP6, FP6_E2M3, FP4, MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8, NVFP4, NF4, NF2, LLOYD_MAX,
+    TERNARY,
+)  # fmt: skip
 
 
 def method_named(name: str, methods: Sequence[Method] = METHODS) -> Method:
