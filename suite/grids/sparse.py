@@ -1,0 +1,231 @@
+"""N:M sparsity: of every `of` consecutive inputs of a row, `kept` stay, on a grid of their own; the others are 0.
+
+2:4 is what sparse tensor cores multiply (Mishra et al. 2021, arXiv:2104.08378). Which values stay is the `score`:
+
+- `magnitude`: the largest |w|.
+- `wanda`: the largest |w_j| sqrt(H_jj) (Sun, Liu, Bair, Kolter 2023, arXiv:2306.11695, eq. 1).
+- `feedback`: the largest |w_j| R_jj, with w as it is inside error feedback when the first column of the set comes up
+  and H + lambda I = R R^T (Frantar and Alistarh 2023, arXiv:2301.00774, sec. 3.3, where 1 / R_jj^2 is the diagonal of
+  the inverse at that moment). For a diagonal H it is Wanda's.
+
+Of equal scores the earlier column stays, so that exactly `kept` of `of` are marked, zeros too. The inner grid is fitted
+to the matrix with the dropped values at 0: as if they were not there, wherever the grid holds a zero, since a zero
+neither widens a range nor adds to an error (a range of `real-zero` integers takes 0 in). Its groups count inputs,
+kept or not. Scales that `feedback` fits before all masks of a group are known see what would stay if all were chosen
+then; the release fits them to the dense row.
+
+Stored as hardware does: the inner grid's parameters, a position of ceil(log2 of) bits for each kept value, and codes
+of the kept values only. A width that is no multiple of `of` is padded with dropped or zero values, which are charged.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from kernels.packing import pack, unpack
+from suite.coding import entropy_bits
+from suite.grids.grid import Fitted, Grid
+from suite.grids.integer import Integer
+from suite.grids.layout import ALL, Columns, check_matrix
+from suite.grids.scaled import Scaled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """`kept` of every `of` consecutive inputs on `grid`, chosen by `score`."""
+
+    grid: Grid
+    kept: int = 2
+    of: int = 4
+    score: Literal["magnitude", "wanda", "feedback"] = "magnitude"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.kept, int) and isinstance(self.of, int) and 1 <= self.kept < self.of):
+            raise ValueError(f"kept {self.kept!r} of {self.of!r}: expected 1 <= kept < of")
+        if self.score not in ("magnitude", "wanda", "feedback"):
+            raise ValueError(f"score {self.score!r}: expected magnitude, wanda or feedback")
+
+    @property
+    def bits(self) -> float:
+        """The width of a kept value's code; per weight it is kept / of times that, and the positions."""
+        return self.grid.bits
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this combination makes no sense, or None."""
+        if not isinstance(self.grid, Integer | Scaled):
+            return f"masks take grids of single values at one width, found {type(self.grid).__name__}"
+        if isinstance(self.grid, Scaled) and (self.grid.pad or self.grid.first == "high"):
+            return "masks store codes of kept values only: no padded groups, no order of halves in a byte"
+        return self.grid.unsupported
+
+    @property
+    def index_bits(self) -> int:
+        """The width of a position."""
+        return (self.of - 1).bit_length()
+
+    def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedSparse":
+        """Bind the grid to `W` (out, in). `importance` is H (in, in), which all scores but `magnitude` need.
+
+        Masks of `feedback` are Wanda's until error feedback chooses them. Raises `ValueError` without the H that is
+        needed, for NaN or infinite values, an empty matrix, and an unsupported combination.
+        """
+        if self.unsupported:
+            raise ValueError(self.unsupported)
+        check_matrix(W)
+        if not bool(torch.isfinite(W).all()):
+            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
+        n_in = W.shape[1]
+        weight = torch.ones(n_in, dtype=torch.float64)
+        if self.score != "magnitude":
+            if importance is None or importance.shape != (n_in, n_in):
+                found = "none" if importance is None else f"shape {tuple(importance.shape)}"
+                raise ValueError(f"score {self.score} needs the Gram matrix H of shape {(n_in, n_in)}, found {found}")
+            weight = importance.diagonal().double().sqrt()
+        mask = self.keep(W, weight).T.contiguous().T  # error feedback reads it column after column
+        return FittedSparse(grid=self, inner=self.grid.fit(W.masked_fill(~mask, 0.0), importance), mask=mask)
+
+    def keep(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Where `kept` of `of` have the largest |x| weight, for `x` (out, k) and `weight` (k,); the earlier of equals.
+
+        >>> Sparse(grid=Integer(bits=4)).keep(torch.tensor([[1.0, -3.0, 1.0, 0.0, 0.0]]), torch.ones(5))
+        tensor([[ True,  True, False, False,  True]])
+        """
+        score = self._sets(x.abs().double() * weight, -1.0)
+        best = score.sort(dim=-1, descending=True, stable=True).indices[..., : self.kept]
+        mask = torch.zeros(score.shape, dtype=torch.bool).scatter_(-1, best, True)
+        return mask.reshape(len(x), -1)[:, : x.shape[1]]
+
+    def _sets(self, x: torch.Tensor, fill: float) -> torch.Tensor:
+        """`x` (out, k) as (out, sets, of), a short last set filled up."""
+        return F.pad(x, (0, -x.shape[1] % self.of), value=fill).reshape(len(x), -1, self.of)
+
+    def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedSparse", torch.Tensor]:
+        """The fitted grid and the codes (out, in) that `FittedSparse.to_bytes` wrote."""
+        (n_out, n_in), n_bits, bits = header["shape"], header["parameter_bits"], int(self.bits)
+        n_kept = n_out * -(-n_in // self.of) * self.kept
+        *parameters, positions, kept = unpack(payload, [*_bytewise(n_bits), (n_kept, self.index_bits), (n_kept, bits)])
+        positions = positions.reshape(n_out, -1, self.kept)
+        if bool((positions.diff() <= 0).any() | (positions >= self.of).any()):
+            raise ValueError(f"positions do not name {self.kept} of {self.of} in ascending order")
+        where = torch.zeros(*positions.shape[:2], self.of, dtype=torch.bool).scatter_(-1, positions, True)
+        codes = torch.zeros(where.shape, dtype=torch.int64).masked_scatter_(where, kept)
+        mask, codes = (x.reshape(n_out, -1)[:, :n_in] for x in (where, codes))
+        widths = [width for _, width in _bytewise(n_bits)]
+        inner, codes = self.grid.from_bytes(pack([*zip(parameters, widths, strict=True), (codes, bits)]), header)
+        return FittedSparse(grid=self, inner=inner, mask=mask.T.contiguous().T), codes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedSparse:
+    """A `Sparse` grid bound to a matrix: what is kept, `mask` (out, in), and the inner grid; dropped codes are 0."""
+
+    grid: Sparse
+    inner: Fitted
+    mask: torch.Tensor
+
+    block_size = 1  # values that share a code
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.inner.shape
+
+    @property
+    def group_size(self) -> int:
+        """How many inputs share a scale, kept or not."""
+        return self.inner.group_size
+
+    @property
+    def regroups(self) -> bool:
+        """Whether error feedback may fit one group after the other."""
+        return self.inner.regroups
+
+    @property
+    def mask_size(self) -> int:
+        """Columns of a set, where error feedback chooses what is kept of it."""
+        return self.grid.of if self.grid.score == "feedback" else 0
+
+    def mark(self, x: torch.Tensor, first: int, pivots: torch.Tensor) -> None:
+        """Choose, in place, what is kept of `x` (out, k), the values that columns `first` on have now."""
+        self.mask[:, first : first + x.shape[1]] = self.grid.keep(x, pivots)
+
+    def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (out, k) nearest to `x` (out, k); `cost` as the inner grid has it; 0 where dropped."""
+        return self.inner.nearest(x, columns, cost) * self.mask[:, columns]
+
+    def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes nearest to `x`, and the values they stand for, in one go."""
+        (codes, values), kept = self.inner.snap(x, columns), self.mask[:, columns]
+        return codes * kept, values.masked_fill(~kept, 0.0)
+
+    def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (out, k) of the two levels around `x`; where dropped, 0 is both."""
+        (below, above), kept = self.inner.neighbors(x, columns), self.mask[:, columns]
+        return below * kept, above * kept
+
+    def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
+        """The values (out, k) that the codes of `columns` stand for; exactly 0 where dropped."""
+        return self.inner.decode(codes, columns).masked_fill(~self.mask[:, columns], 0.0)
+
+    def decode32(self, codes: torch.Tensor) -> torch.Tensor:
+        """All values (out, in) in float32, from the parameters as they are stored."""
+        return self.inner.decode32(codes).masked_fill(~self.mask, 0.0)
+
+    def in_order(self, perm: torch.Tensor) -> "FittedSparse":
+        """The same with the inner grid's groups made of consecutive columns in the order `perm` (in,)."""
+        return replace(self, inner=self.inner.in_order(perm))
+
+    def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "FittedSparse":
+        """The inner grid's `group` fitted anew to what is kept of `x` (out, k), the values its `columns` have now."""
+        x = x.masked_fill(~self.mask[:, columns], 0.0)
+        return replace(self, inner=self.inner.refit(x, group, columns, H))
+
+    @property
+    def _parameter_bits(self) -> int:
+        n_out, n_in = self.shape
+        return self.inner.n_bits - n_out * n_in * int(self.grid.bits)
+
+    @property
+    def _kept_everywhere(self) -> torch.Tensor:
+        """Where values are kept, (out, sets, of): in a short last set, padding makes up the number that is missing."""
+        where = self.grid._sets(self.mask, False).clone()
+        missing = self.grid.kept - where[:, -1].sum(1, keepdim=True)
+        spare = ~where[:, -1]
+        where[:, -1] |= spare & (spare.cumsum(1) <= missing)
+        return where
+
+    @property
+    def _n_kept(self) -> int:
+        n_out, n_in = self.shape
+        return n_out * -(-n_in // self.grid.of) * self.grid.kept
+
+    @property
+    def n_bits(self) -> int:
+        """Exact bits of the inner grid's parameters, and of positions and codes of what is kept, padding included."""
+        return self._parameter_bits + self._n_kept * (self.grid.index_bits + int(self.grid.bits))
+
+    def entropy_bits(self, codes: torch.Tensor) -> float:
+        """All bits, with the codes of kept values, padding left out, at their empirical entropy."""
+        return self.n_bits - self._n_kept * int(self.grid.bits) + entropy_bits(codes[self.mask])
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """The inner grid's parameters, positions in ascending order, codes of what is kept."""
+        where, n_bits = self._kept_everywhere, self._parameter_bits
+        blank = self.inner.to_bytes(torch.zeros_like(codes))  # parameters come first
+        parameters = unpack(blank[: -(-n_bits // 8)], _bytewise(n_bits))
+        widths = [width for _, width in _bytewise(n_bits)]
+        positions, kept = where.nonzero()[:, -1], self.grid._sets(codes, 0)[where]
+        return pack([*zip(parameters, widths, strict=True),
+                     (positions, self.grid.index_bits), (kept, int(self.grid.bits))])  # fmt: skip
+
+    def header(self) -> dict[str, Any]:
+        """What the payload does not say: what the inner grid's does not, and how much of it are parameters."""
+        return self.inner.header() | {"parameter_bits": self._parameter_bits}
+
+
+def _bytewise(n_bits: int) -> list[tuple[int, int]]:
+    """A stretch of bits as streams: its whole bytes, and what is left."""
+    return [(n_bits // 8, 8), (int(n_bits % 8 > 0), n_bits % 8 or 1)]
