@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.coding import CODINGS, Fixed
-from suite.grids import GRID_PARTS, GRIDS, Integer
+from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse
 from suite.grids.grid import Grid
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Stochastic
 from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
@@ -44,6 +44,11 @@ class Target:
                 return f"half-quadratic rounding moves the zero points of integers, the grid is {canonical(self.grid)}"
             if self.grid.convention != "real-zero":
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
+        order = self.rounding.order if isinstance(self.rounding, Feedback) else None
+        if isinstance(self.grid, Sparse) and self.grid.score == "feedback" and order != "given":
+            return f"masks chosen in error feedback take the given order, the rounding is {canonical(self.rounding)}"
+        if isinstance(self.grid, Exl2) and order != "decreasing":
+            return f"EXL2 takes error feedback in decreasing order, the rounding is {canonical(self.rounding)}"
         return self.grid.unsupported
 
 
@@ -88,6 +93,8 @@ class Recipe:
 def _activations_unsupported(target: Target) -> str | None:
     if not isinstance(target.rounding, Nearest):
         return "activations are rounded to nearest"
+    if isinstance(target.grid, Sparse) and target.grid.score == "wanda":
+        return "Wanda's masks need the Gram matrix of what activations are multiplied by"
     if not isinstance(target.grid, Integer):
         return None
     if target.grid.clip is not None:

@@ -5,18 +5,21 @@ and `decode` on any of its columns, `refit` for columns whose values have moved,
 that all of it is stored in (`suite.grids.grid`).
 """
 
+from suite.grids.exl2 import Exl2
 from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.scaled import Scaled
 from suite.grids.scales import SCALES, DoubleQuantized, PowerOfTwo, RealScale, TwoLevel, Unscaled
+from suite.grids.sparse import Sparse
 
-GRIDS = (Integer, Scaled)
+GRIDS = (Integer, Scaled, Sparse, Exl2)
 GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
 __all__ = [
     "GRIDS",
     "GRID_PARTS",
     "DoubleQuantized",
+    "Exl2",
     "GaussianTable",
     "Integer",
     "KMeansTable",
@@ -25,6 +28,7 @@ __all__ = [
     "RealScale",
     "Scaled",
     "ShrinkSearch",
+    "Sparse",
     "TwoLevel",
     "Unscaled",
 ]

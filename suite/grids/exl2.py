@@ -42,12 +42,13 @@ class Exl2:
     """Rows of the input by importance, on symmetric integers of two or more `widths` within a `budget`."""
 
     budget: float
-    group: Literal[32, 64, 128] = 128
+    group: Literal[32, 64, 128] = 32
     widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.budget, int | float) and math.isfinite(self.budget)):
             raise ValueError(f"budget {self.budget!r}: expected bits per weight")
+        object.__setattr__(self, "budget", float(self.budget))  # one text for equal values
         if self.group not in (32, 64, 128):
             raise ValueError(f"group {self.group!r}: EXL2 has groups of 32, 64 and 128")
         widths = self.widths

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from suite.methods.awq import AWQ
+from suite.methods.exl2 import EXL2
 from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
@@ -14,6 +15,7 @@ from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
+from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
 from suite.methods.ternary import TERNARY
 
 METHODS: tuple[Method, ...] = (
@@ -22,6 +24,8 @@ METHODS: tuple[Method, ...] = (
     # number formats
     FP8, FP8_E5M2, FP6, FP6_E2M3, FP4, MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8, NVFP4, NF4, NF2, LLOYD_MAX,
     TERNARY,
+    # masks, mixed widths
+    MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
 )  # fmt: skip
 
 
