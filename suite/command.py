@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suite.allocate_command import allocate
+
 if TYPE_CHECKING:
     from suite.engine import Plan
     from suite.store import Record
@@ -59,6 +61,9 @@ def bitfrontier() -> None:
     """How few bits can a language model's numbers be stored in, and what does each bit cost?"""
 
 
+bitfrontier.add_command(allocate)
+
+
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
@@ -87,13 +92,25 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
 @click.option("--dry-run", is_flag=True, help="List the cells and estimate the time; write nothing.")
-@click.option("--save", type=click.Path(path_type=Path, file_okay=False), help="Write every packed model below DIR.")
-@click.option("--export", type=click.Path(path_type=Path, file_okay=False),
-              help="Write every dequantized model below DIR, for `transformers` to load.")  # fmt: skip
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the packed model into DIR, several into directories below it; `run DIR` reads one back.",
+)
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the dequantized model into DIR, or several below it, for `transformers` to load.",
+)
+@click.option("--base", metavar="MODEL", help="A packed MODEL's unquantized one, if it is not where it was.")
 def run(dry_run: bool, **options: Any) -> int:
     """Run every cell of MODEL that has no finished record yet; print the table.
 
-    MODEL is a directory in Hugging Face format, a hub id, `reference`, or `reference+outliers`.
+    MODEL is a directory in Hugging Face format, a hub id, `reference`, or `reference+outliers`; or a directory that
+    --save wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
+    --activation-bits, --save and --export do not apply.
     """
     _check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -102,9 +119,11 @@ def run(dry_run: bool, **options: Any) -> int:
     options.pop("device")
     recipes = options.pop("recipes")
     command = shlex.join(["bitfrontier", *sys.argv[1:]])
+    plans: list[Plan] = []
     with tables.ProgressBar() as bar:
 
         def on_plan(plan: "Plan") -> bool:
+            plans.append(plan)
             if dry_run:
                 tables.print_plan(plan, options["store"], options["jobs"] or os.cpu_count() or 1)
             elif plan.todo:
@@ -114,6 +133,7 @@ def run(dry_run: bool, **options: Any) -> int:
         records = engine.run(**options, recipes=recipes, command=command, on_plan=on_plan, on_done=bar.advance)
     if not dry_run:
         tables.print_records(records)
+        tables.print_places(plans[0].setting, records)
     return int(any(record.status == "failed" for record in records))
 
 

@@ -1,0 +1,306 @@
+"""Mixed widths: from a model, a budget and sensitivities to a recipe that names every layer's target.
+
+Every candidate (a method's recipe at a width and a group, or a target given) is really rounded, layer by layer, with
+the unquantized model's statistics; its bytes are those that it is stored in. What it is predicted to lose, in nats of
+KL per token:
+
+- `linearity`: alpha ||W - Q||^2 / ||W||^2, alpha from noise (`suite.sensitivity`). Right for errors without direction.
+- `output`: the same alpha times the layer's *output* error tr(E H E^T) over that of undirected noise of unit relative
+  size, ||W||^2 tr(H) / in. Equal to `linearity` for undirected errors; it gives error feedback its due.
+- `fisher`: 1/2 sum F (W - Q)^2 with the diagonal Fisher information; in the checkpoint's coordinates, so that recipes
+  with transforms are refused.
+- `uniform`: nothing; one candidate for all layers, the one that fills the budget most.
+
+The budget counts whole bytes of every layer that is allocated: the blocks' linear weights, and with `ends` embedding
+and head (a tied head once), over as many weights as these have. It is kept exactly wherever the stored size follows
+from a layer's shape, as it does for every grid of fixed width.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from suite.allocation import InfeasibleBudget, Option, choose, choose_uniform
+from suite.blockwise import quantize_block
+from suite.cache import keep_array
+from suite.calibration import Calibration
+from suite.environment import code_version, environment_key
+from suite.grids import Integer
+from suite.methods import method_named
+from suite.models.architecture import linear
+from suite.models.checkpoint import Checkpoint
+from suite.quantize import generator_for, quantize_layer
+from suite.recipe import Recipe, Target
+from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
+from suite.tokens import Tokens
+
+By = Literal["linearity", "output", "fisher", "uniform"]
+KINDS: tuple[By, ...] = ("linearity", "output", "fisher", "uniform")
+SENSITIVITY_TOKENS = 1 << 13  # of the calibration tokens, in rows spread over them; slopes then know 5 to 10% of error
+_BITS, _NMSE, _OUTPUT, _FISHER, _GROUP = range(5)  # columns of what is measured of a candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChoice:
+    """What became of a layer. `slope` is None where none was measured, `predicted_nats` with `uniform`."""
+
+    layer: str
+    shape: tuple[int, int]
+    target: Target
+    n_bits: int
+    group_size: int
+    nmse: float
+    slope: Slope | None = None
+    predicted_nats: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """A recipe within its budget. `predicted_nats` is the sum over layers, None with `uniform`."""
+
+    recipe: Recipe
+    by: By
+    budget: float
+    layers: tuple[LayerChoice, ...]
+
+    @property
+    def bpw(self) -> float:
+        """Exact stored bits over the number of weights of all layers here."""
+        return sum(x.n_bits for x in self.layers) / sum(math.prod(x.shape) for x in self.layers)
+
+    @property
+    def n_bytes(self) -> int:
+        """Whole bytes of all payloads, which is what the budget counts."""
+        return sum(-(-x.n_bits // 8) for x in self.layers)
+
+    @property
+    def predicted_nats(self) -> float | None:
+        """The predicted KL per token."""
+        parts = [x.predicted_nats for x in self.layers]
+        return None if None in parts else sum(x for x in parts if x is not None)
+
+
+def allocate(
+    checkpoint: Checkpoint,
+    calibration: Tokens,
+    *,
+    budget: float,
+    method: str = "gptq",
+    bits: Sequence[int] = (2, 3, 4, 5, 6, 8),
+    groups: Sequence[int | str] = (32, 64, 128),
+    by: By = "linearity",
+    targets: Sequence[Target] = (),
+    ends: Sequence[int] = (),
+    seed: int = 0,
+    threads: int = 1,
+    noise: Noise | None = None,
+    labels: Labels = "sampled",
+    **options: Any,
+) -> Allocation:
+    """Choose every layer's target for at most `budget` bits per weight.
+
+    Candidates are `method` at every one of `bits` and `groups` (in its own groups without any; a method of one width
+    has itself only), with `options` for its recipe, and `targets` beside them. `ends`, widths, makes embedding and
+    head part of it, rounded to nearest in the same groups. Everything else of the method's recipe (transforms,
+    activations, `inputs`) is kept. Raises `ValueError` for a budget below the smallest choice, which it names, and for
+    candidates that make no sense.
+    """
+    if by not in KINDS:
+        raise ValueError(f"by {by!r}: expected one of {', '.join(KINDS)}")
+    if not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
+        raise ValueError(f"budget {budget!r}: expected a positive number of bits per weight")
+    recipes = candidates(method, bits, groups, targets, **options)
+    outer = [Target(Integer(bits=b, **layout)) for b in ends for layout in _layouts(groups)]
+    if by == "fisher" and recipes[0].transforms:
+        raise ValueError(f"fisher information is in the checkpoint's coordinates, which {method} leaves: use linearity")
+    few = calibration.spread(SENSITIVITY_TOKENS)
+    slopes: dict[str, Slope] = {}
+    fisher = None
+    if by == "fisher":
+        fisher = Fisher.of(checkpoint, few, seed=seed, threads=threads, labels=labels, ends=bool(ends))
+        slopes = fisher.slopes(bool(ends))
+    elif by != "uniform":
+        slopes = linearity(checkpoint, few, seed=seed, threads=threads, noise=noise, ends=bool(ends))
+    measured = _Measured.of(checkpoint, calibration, recipes, outer, fisher, seed, threads)
+    return measured.allocation(budget, by, slopes)
+
+
+def candidates(
+    method: str, bits: Sequence[int], groups: Sequence[int | str], targets: Sequence[Target] = (), **options: Any
+) -> list[Recipe]:
+    """The method's recipe at every width and group, then with each of `targets` for the weights.
+
+    Raises `ValueError` for none, an unsupported one, and recipes that differ in more than the weights' targets.
+    """
+    chosen = method_named(method)
+    if chosen.fixed:
+        own = [chosen.recipe(**options)]
+    else:
+        own = [chosen.recipe(bits=b, **layout, **options) for b in bits for layout in _layouts(groups)]
+    base = own[0] if own else chosen.recipe(bits=chosen.bits[-1], **options)
+    found = list(dict.fromkeys([*own, *(replace(base, weights=target, layers=()) for target in targets)]))
+    if not found:
+        raise ValueError(f"{method}: no widths to choose from")
+    for recipe in found:
+        if recipe.unsupported:
+            raise ValueError(f"{recipe}: {recipe.unsupported}")
+        if recipe.weights is None:
+            raise ValueError(f"{method} does not quantize weights")
+    if len({replace(recipe, weights=None, layers=()) for recipe in found}) > 1:
+        raise ValueError(f"{method}: its recipes differ in more than the weights' targets: {found[0]} and {found[-1]}")
+    return found
+
+
+def _layouts(groups: Sequence[int | str]) -> list[dict[str, Any]]:
+    return [{"group": group} for group in groups] or [{}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Every layer's candidate targets, and the figures of each: (layers, candidates, columns), NaN where there is none.
+
+    The last `n_ends` layers are embedding and head, with targets of their own.
+    """
+
+    base: Recipe
+    names: list[str]
+    shapes: list[tuple[int, int]]
+    targets: list[list[Target]]
+    figures: np.ndarray
+    n_ends: int
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, calibration: Tokens, recipes: list[Recipe], outer: list[Target],
+        fisher: Fisher | None, seed: int, threads: int,
+    ) -> "_Measured":  # fmt: skip
+        """Round every layer in every way, or read what came of it from the cache."""
+        names = layer_names(checkpoint, bool(outer))
+        source = None if fisher is None else fisher.directory.name
+        about = f"candidates {[str(r) for r in recipes]} {[str(t) for t in outer]} {source} {seed}"
+        key = f"{about} {checkpoint.sha256} {calibration.sha256} {code_version()} {environment_key(threads)}"
+
+        def make() -> np.ndarray:
+            kept = Calibration.of(checkpoint, calibration, threads)
+            blocks = [_measure_block(checkpoint, i, recipes, kept, fisher, seed) for i in range(checkpoint.n_blocks)]
+            return _padded([*(row for rows in blocks for row in rows), *_measure_ends(checkpoint, outer, fisher, seed)])
+
+        tensors = {name: f"{name}.weight" for name in names}
+        shapes = [checkpoint.files[tensors[name]].shape for name in names]
+        n_ends = len(names) - checkpoint.n_blocks * len(checkpoint.architecture.layers)
+        inner = [[_target(recipe, name) for recipe in recipes] for name in names[: len(names) - n_ends]]
+        return cls(base=recipes[0], names=names, shapes=[(s[0], s[1]) for s in shapes],
+                   targets=inner + [outer] * n_ends, figures=keep_array(key, make), n_ends=n_ends)  # fmt: skip
+
+    def allocation(self, budget: float, by: By, slopes: dict[str, Slope]) -> Allocation:
+        """The best choice within the budget."""
+        weights = sum(math.prod(shape) for shape in self.shapes)
+        sizes = [[int(-(-row[_BITS] // 8)) for row in self._rows(k)] for k in range(len(self.names))]
+        budget_bytes = math.floor(Fraction(budget) * weights / 8)
+        losses = None if by == "uniform" else [self._losses(k, by, slopes) for k in range(len(self.names))]
+        try:
+            if losses is None:
+                picked = self._uniform(sizes, budget_bytes)
+            else:
+                options = [[Option(n_bytes=n, loss_nats=loss) for n, loss in zip(*pair, strict=True)]
+                           for pair in zip(sizes, losses, strict=True)]  # fmt: skip
+                picked = list(choose(options, budget_bytes))
+        except InfeasibleBudget as error:
+            least = math.ceil(8e4 * error.least_bytes / weights) / 1e4
+            raise ValueError(
+                f"budget {budget:g}: the smallest choice takes {least:.4f} bits per weight, scales included"
+            ) from error
+        layers = [self._choice(k, i, slopes, losses) for k, i in enumerate(picked)]
+        named = tuple((x.layer, x.target) for x in layers)
+        inner = Counter(x.target for x in layers[: len(layers) - self.n_ends])
+        recipe = replace(self.base, weights=inner.most_common(1)[0][0], layers=named)  # a nominal width for the record
+        return Allocation(recipe=recipe, by=by, budget=budget, layers=tuple(layers))
+
+    def _rows(self, k: int) -> np.ndarray:
+        return self.figures[k, : len(self.targets[k])]
+
+    def _uniform(self, sizes: list[list[int]], budget_bytes: int) -> list[int]:
+        inner = len(self.names) - self.n_ends
+        groups = [np.sum(sizes[:inner], axis=0).tolist()]
+        groups += [np.sum(sizes[inner:], axis=0).tolist()] if self.n_ends else []
+        picked = choose_uniform(groups, budget_bytes)
+        return [picked[0]] * inner + [picked[-1]] * self.n_ends
+
+    def _losses(self, k: int, by: By, slopes: dict[str, Slope]) -> list[float]:
+        rows = self._rows(k)
+        if by == "fisher":
+            return rows[:, _FISHER].tolist()
+        errors = rows[:, _OUTPUT if by == "output" and k < len(self.names) - self.n_ends else _NMSE]
+        return (slopes[self.names[k]].nats * errors).tolist()
+
+    def _choice(self, k: int, i: int, slopes: dict[str, Slope], losses: list[list[float]] | None) -> LayerChoice:
+        name, row = self.names[k], self._rows(k)[i]
+        return LayerChoice(layer=name, shape=self.shapes[k], target=self.targets[k][i], n_bits=int(row[_BITS]),
+                           group_size=int(row[_GROUP]), nmse=float(row[_NMSE]), slope=slopes.get(name),
+                           predicted_nats=None if losses is None else losses[k][i])  # fmt: skip
+
+
+def _target(recipe: Recipe, name: str) -> Target:
+    target = recipe.target_of(name)
+    assert target is not None  # `candidates` has seen to it
+    return target
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    whole = np.full((len(rows), max(len(row) for row in rows), 5), np.nan)
+    for into, row in zip(whole, rows, strict=True):
+        into[: len(row)] = row
+    return whole
+
+
+def _measure_block(
+    checkpoint: Checkpoint, i: int, recipes: list[Recipe], kept: Calibration, fisher: Fisher | None, seed: int
+) -> list[np.ndarray]:
+    """For every layer of block `i` what every candidate is (candidates, columns)."""
+    statistics, information = kept.statistics(i), {} if fisher is None else fisher.block(i)
+    mean_power = {layer: float(statistics[site.layers[0]].gram.diagonal().mean())
+                  for site in checkpoint.architecture.sites for layer in site.layers}  # fmt: skip
+    original, rows = checkpoint.block(i), []
+    for recipe in recipes:
+        block = checkpoint.block(i)
+        done = quantize_block(checkpoint, i, block, recipe, statistics, seed, None)
+        for layer, record in zip(checkpoint.architecture.layers, done.records, strict=True):
+            noise = record.weight_energy * mean_power[layer]  # E tr(E H E^T) of undirected noise as large as W
+            output = record.hnmse * record.output_energy / noise if noise else 0.0
+            lost = math.nan
+            if fisher is not None:
+                E = linear(original, layer).weight - linear(block, layer).weight
+                lost = _weighted(E, information[record.layer])
+            rows.append([record.n_bits, record.nmse, output, lost, record.group_size])
+    by_recipe = np.array(rows).reshape(len(recipes), -1, 5)
+    return list(by_recipe.transpose(1, 0, 2))
+
+
+def _measure_ends(
+    checkpoint: Checkpoint, targets: list[Target], fisher: Fisher | None, seed: int
+) -> list[np.ndarray]:  # fmt: skip
+    """The same for embedding and head."""
+    if not targets:
+        return []
+    found, information = [], {} if fisher is None else fisher.ends()
+    for name, W in Ends.of(checkpoint).weights(checkpoint).items():
+        rows = []
+        for target in targets:
+            quantized = quantize_layer(W.detach(), target, None, generator_for(seed, name))
+            E = W.detach() - quantized.dequantize()
+            nmse = float((E.double() ** 2).sum() / (W.detach().double() ** 2).sum())
+            lost = math.nan if fisher is None else _weighted(E, information[name])
+            rows.append([quantized.n_bits, nmse, math.nan, lost, quantized.grid.group_size])
+        found.append(np.array(rows))
+    return found
+
+
+def _weighted(E: torch.Tensor, F: torch.Tensor) -> float:
+    """1/2 sum F E^2."""
+    return 0.5 * float((F.double() * E.double() ** 2).sum())
