@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from suite.calibration import gather
+from suite.grids.grid import Grid
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
@@ -18,10 +19,14 @@ from suite.store import LayerRecord
 
 @dataclass(frozen=True, slots=True)
 class QuantizedBlock:
-    """The block's quantized layers by name within the block, and a record of each."""
+    """The block's quantized layers by full name, and a record of each.
+
+    `ranges` are the largest inputs, in size, of layers whose static activation scales are made for them.
+    """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
     records: list[LayerRecord] = field(default_factory=list)
+    ranges: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ def quantize_block(
     seed: int,
     hidden: torch.Tensor | None,
 ) -> QuantizedBlock:
-    """Quantize block `i` in place.
+    """Quantize block `i` in place. What transforms leave unquantized is rounded to the type it is stored in.
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
     are the calibration rows as the quantized model so far hands them to this block, for recipes that ask for them:
@@ -56,6 +61,7 @@ def quantize_block(
     architecture, done = checkpoint.architecture, QuantizedBlock()
     original = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
     coordinates = _transform(checkpoint, i, block, recipe, statistics)
+    _round_to_stored(checkpoint, i, block, recipe)
     for site in architecture.sites:
         there = coordinates.statistics[site.layers[0]]
         gram = there.gram if hidden is None else gather(checkpoint, i, block, hidden, site).gram
@@ -65,11 +71,14 @@ def quantize_block(
             if target is not None:
                 found = quantize_layer(module.weight, target, gram, generator_for(seed, name))
                 module.weight.copy_(found.dequantize())
-                done.layers[layer] = found
+                done.layers[name] = found
                 Q, H = coordinates.back(layer, module.weight), statistics[site.layers[0]].gram
                 done.records.append(_record(name, found, original[layer], Q, H))
             if recipe.activations is not None:
-                _quantize_input(module, recipe, float(there.max_abs.max()))
+                max_abs = float(there.max_abs.max())
+                quantize_inputs(module, recipe.activations.grid, max_abs)
+                if has_static_scale(recipe.activations.grid):
+                    done.ranges[name] = max_abs
     return done
 
 
@@ -97,6 +106,15 @@ def _transform(
     return found
 
 
+def _round_to_stored(checkpoint: Checkpoint, i: int, block: nn.Module, recipe: Recipe) -> None:
+    """Give norms, biases and unquantized weights the values that a file holds them in: those are what is evaluated."""
+    packed = {f"{layer}.weight" for layer in checkpoint.architecture.layers
+              if recipe.target_of(checkpoint.architecture.full_name(i, layer)) is not None}  # fmt: skip
+    for key, tensor in block.state_dict().items():
+        if key not in packed:
+            tensor.copy_(tensor.to(checkpoint.files[checkpoint.architecture.full_name(i, key)].dtype))
+
+
 def _shares_heads(block: nn.Module) -> bool:
     """Whether several query heads read one value head, so that an output channel's scale is not free."""
     return linear(block, "self_attn.o_proj").in_features != linear(block, "self_attn.v_proj").out_features
@@ -111,7 +129,11 @@ def _record(name: str, found: Quantized, W: torch.Tensor, Q: torch.Tensor, H: to
     )  # fmt: skip
 
 
-def _quantize_input(module: nn.Module, recipe: Recipe, max_abs: float) -> None:
-    assert recipe.activations is not None
-    grid = recipe.activations.grid
+def has_static_scale(grid: Grid) -> bool:
+    """Whether inputs on this grid share one scale made beforehand, for which their range must be known."""
+    return getattr(grid, "group", None) == "tensor"
+
+
+def quantize_inputs(module: nn.Module, grid: Grid, max_abs: float) -> None:
+    """Have a linear layer's inputs rounded to `grid` from now on; `max_abs` is what a static scale is made for."""
     module.register_forward_pre_hook(lambda _, x: (quantize_activations(x[0], grid, max_abs), *x[1:]))

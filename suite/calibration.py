@@ -45,6 +45,14 @@ def gather(checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tenso
     return accumulator.finish()
 
 
+def gather_head(checkpoint: Checkpoint, hidden: torch.Tensor) -> torch.Tensor:
+    """H (hidden, hidden), float64, of the head's input when the last block leaves `hidden` (rows, length, hidden)."""
+    accumulator = Accumulator(hidden.shape[-1], hidden.shape[0] * hidden.shape[1])
+    for part in checkpoint.row_parts(hidden):
+        accumulator.add(checkpoint.normed(part))
+    return accumulator.finish().gram
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The kept statistics of a model on its calibration tokens."""
@@ -68,6 +76,10 @@ class Calibration:
             values["tokens"] = int(values["tokens"])
             found[site.layers[0]] = LayerStatistics(**values)
         return found
+
+    def head_gram(self) -> torch.Tensor:
+        """H (hidden, hidden), float64, of the head's input: what leaves the final norm."""
+        return load_file(self.directory / "head.safetensors")["gram"]
 
     def spectra(self) -> list[Spectrum]:
         """What a rate-distortion floor needs, for every layer of the model."""
@@ -98,6 +110,7 @@ def _compute(checkpoint: Checkpoint, tokens: Tokens, directory: Path) -> None:
         for site, accumulator in accumulators.items():
             kept |= _site_tensors(block, site, accumulator.finish())
         save_file(kept, directory / f"block-{i:05d}.safetensors")
+    save_file({"gram": gather_head(checkpoint, hidden)}, directory / "head.safetensors")
 
 
 def _site_tensors(block: nn.Module, site: Site, statistics: LayerStatistics) -> dict[str, torch.Tensor]:

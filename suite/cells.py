@@ -93,7 +93,8 @@ def name_of(recipe: Recipe) -> str:
     """The name of the method whose defaults give this recipe, or "custom"."""
     width = _width(recipe.weights)
     for method in METHODS:
-        if (method.fixed or width in method.bits) and method.recipe(bits=width) == recipe:
+        same = method.bits if method.fixed else [bits for bits in method.bits if bits == width]  # 4.0 is 4, as itself
+        if any(method.recipe(bits=bits) == recipe for bits in same):
             return method.name
     return "custom"
 

@@ -16,53 +16,77 @@ class Comparison:
     """Per predicted token, (rows, length - 1), float64: log-likelihoods in nats, divergence in nats, agreement."""
 
     nll: np.ndarray
-    nll_base: np.ndarray
+    paired: "Paired | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """What needs the unquantized model on the same tokens, likewise."""
+
+    nll: np.ndarray
     kl: np.ndarray
     agree: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A model and its last hidden states (rows, length, hidden) on some tokens; its own norm and head follow."""
+
+    checkpoint: Checkpoint
+    hidden: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """The quality fields of a record."""
+    """The quality fields of a record; without the unquantized model there is the perplexity alone."""
 
     ppl: float
-    ppl_se: float
-    ppl_base: float
-    kl: float
-    kl_se: float
-    kl_p99: float
-    top1: float
-    top1_se: float
+    ppl_se: float | None = None
+    ppl_base: float | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    kl_p99: float | None = None
+    top1: float | None = None
+    top1_se: float | None = None
 
 
 @torch.no_grad()
-def compare(checkpoint: Checkpoint, base: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> Comparison:
-    """Compare last hidden states (rows, length, hidden) of the unquantized and the quantized model on `tokens`."""
-    rows = max(1, _LOGITS // (tokens.shape[1] * int(checkpoint.config.vocab_size)))
-    parts = []
-    for x0, x1, ids in zip(base.split(rows), hidden.split(rows), tokens.split(rows), strict=True):
-        log_p = checkpoint.logits(x0[:, :-1]).log_softmax(-1)
-        log_q = checkpoint.logits(x1[:, :-1]).log_softmax(-1)
-        follows = ids[:, 1:, None]
-        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-        same = log_p.argmax(-1) == log_q.argmax(-1)
-        parts.append([-log_q.gather(-1, follows)[..., 0], -log_p.gather(-1, follows)[..., 0], divergence, same])
-    nll, nll_base, kl, agree = (torch.cat(column).double().numpy() for column in zip(*parts, strict=True))
-    return Comparison(nll=nll, nll_base=nll_base, kl=kl, agree=agree)
+def compare(quantized: Ended, base: Ended | None, tokens: torch.Tensor) -> Comparison:
+    """Compare the quantized with the unquantized model on `tokens`, or measure it alone; each by its own head."""
+    rows = max(1, _LOGITS // (tokens.shape[1] * int(quantized.checkpoint.config.vocab_size)))
+    parts, nlls = [], []
+    for at in range(0, len(tokens), rows):
+        follows = tokens[at : at + rows, 1:, None]
+        log_q = _log_likelihoods(quantized, at, rows)
+        nlls.append(-log_q.gather(-1, follows)[..., 0])
+        if base is not None:
+            log_p = _log_likelihoods(base, at, rows)
+            divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+            same = log_p.argmax(-1) == log_q.argmax(-1)
+            parts.append([-log_p.gather(-1, follows)[..., 0], divergence, same])
+    columns = [torch.cat(column).double().numpy() for column in zip(*parts, strict=True)]
+    paired = Paired(nll=columns[0], kl=columns[1], agree=columns[2]) if columns else None
+    return Comparison(nll=torch.cat(nlls).double().numpy(), paired=paired)
+
+
+def _log_likelihoods(model: Ended, at: int, rows: int) -> torch.Tensor:
+    return model.checkpoint.logits(model.hidden[at : at + rows, :-1]).log_softmax(-1)
 
 
 def summarize(found: Comparison, tokens: Tokens) -> Quality:
     """Means over tokens with their clustered standard errors; the perplexity's by the delta method."""
-    ppl = float(np.exp(found.nll.mean()))
+    ppl, paired = float(np.exp(found.nll.mean())), found.paired
+    if paired is None:
+        return Quality(ppl=ppl)
     return Quality(
         ppl=ppl,
-        ppl_se=ppl * clustered_se(found.nll - found.nll_base, tokens.clusters),
-        ppl_base=float(np.exp(found.nll_base.mean())),
-        kl=float(found.kl.mean()),
-        kl_se=clustered_se(found.kl, tokens.clusters),
-        kl_p99=float(np.quantile(found.kl, 0.99)),
-        top1=float(found.agree.mean()),
-        top1_se=clustered_se(found.agree, tokens.clusters),
+        ppl_se=ppl * clustered_se(found.nll - paired.nll, tokens.clusters),
+        ppl_base=float(np.exp(paired.nll.mean())),
+        kl=float(paired.kl.mean()),
+        kl_se=clustered_se(paired.kl, tokens.clusters),
+        kl_p99=float(np.quantile(paired.kl, 0.99)),
+        top1=float(paired.agree.mean()),
+        top1_se=clustered_se(paired.agree, tokens.clusters),
     )
 
 

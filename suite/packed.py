@@ -1,97 +1,200 @@
-"""Models on disk: packed (what `model_bytes` counts), and dequantized for anyone else to load.
+"""A packed model on disk: what `model_bytes` counts, written block by block.
 
-A packed directory holds one safetensors file for each block and one for the rest. A quantized layer is its payload as
-bytes; its header, as JSON, is in the file's metadata. Everything else is stored in the type the checkpoint has it in.
+    DIR/bitfrontier.json        the header: what the model is, and everything that the payloads do not say
+    DIR/block-00000.safetensors ..., DIR/rest.safetensors
+    DIR/about/                  not part of the model and not counted: tokenizer, and where all this came from
+
+The files directly in DIR are the model, and the sum of their sizes is `model_bytes`. A quantized matrix is its payload,
+as bytes, under the tensor's own name; everything else has the type that the checkpoint stores it in. The header is JSON
+with sorted keys and no spaces, names every shard with its SHA-256, and ends in its own: the SHA-256 of the same text
+without that field. The same cell gives the same bytes, on any machine and from any directory.
 """
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from suite.models.checkpoint import Checkpoint, Stored
+from suite.export import FORMAT, TOKENIZER, block_tensors, copy_small, rest_of
+from suite.models.checkpoint import SHIPPED, Checkpoint
 from suite.quantized import Quantized
+from suite.store import VOLATILE, LayerRecord, Record
 
-_FORMAT = {"format": "pt"}  # the metadata that `transformers` expects
+VERSION = 1
+HEADER, ABOUT, PROVENANCE = "bitfrontier.json", "about", "provenance.json"
+_KIND = "bitfrontier packed model"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
-_KEPT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
+_UNKNOWN = "0" * 64  # a hash that only has to take its room
 
 
-class PackedDirectory:
-    """Writes a packed model below `path`, block by block."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a packed model is.
 
-    def __init__(self, path: Path, checkpoint: Checkpoint):
-        self._path, self._checkpoint = path, checkpoint
-        path.mkdir(parents=True, exist_ok=True)
-
-    def write(self, i: int, block: nn.Module, layers: dict[str, Quantized]) -> None:
-        """Write block `i` with its quantized layers as payloads."""
-        tensors = _beside(self._checkpoint, i, block, layers)
-        for layer, found in layers.items():
-            tensors[f"{layer}.weight"] = torch.frombuffer(bytearray(found.to_bytes()), dtype=torch.uint8)
-        save_file(tensors, self._path / f"block-{i:05d}.safetensors", _metadata(layers))
-
-    def finish(self) -> None:
-        """Write embeddings, final norm and head; copy configuration and tokenizer."""
-        save_file(_read_rest(self._checkpoint), self._path / "rest.safetensors", _FORMAT)
-        _copy_small(self._checkpoint, self._path)
-
-
-class ExportedDirectory:
-    """Writes a dequantized model below `path` that `transformers` loads, block by block.
-
-    Weights are in the checkpoint's own types and in the transformed coordinates; quantized activations are not in it.
+    `layers` are the headers of quantized matrices by name; `ranges` the largest inputs, in size, of layers whose
+    static activation scales are made for them; `shards` the SHA-256 of every file by its name.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint):
-        self._path, self._checkpoint = path, checkpoint
-        self._names: dict[str, str] = {}
-        self._size = 0
-        path.mkdir(parents=True, exist_ok=True)
+    method: str
+    recipe: str
+    bits: float | None
+    seed: int
+    model_sha256: str
+    calibration_sha256: str
+    tied: bool
+    config: dict[str, Any]
+    layers: dict[str, dict[str, Any]]
+    ranges: dict[str, float]
+    shards: dict[str, str]
 
-    def write(self, i: int, block: nn.Module, layers: dict[str, Quantized]) -> None:
-        """Write block `i` as the checkpoint would have it."""
-        tensors = _beside(self._checkpoint, i, block, {})
-        self._save({self._checkpoint.architecture.full_name(i, key): t for key, t in tensors.items()}, f"{i:05d}")
+    @property
+    def sha256(self) -> str:
+        """A hash of the header, and by its shards' of the whole model."""
+        return hashlib.sha256(_text(self._fields).encode()).hexdigest()
 
-    def finish(self) -> None:
-        """Write the rest, and the index that `transformers` reads; copy configuration and tokenizer."""
-        self._save(_read_rest(self._checkpoint), "rest")
-        index = {"metadata": {"total_size": self._size}, "weight_map": self._names}
-        (self._path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-        _copy_small(self._checkpoint, self._path)
+    @property
+    def text(self) -> str:
+        """The header's file."""
+        return _text({**self._fields, "sha256": self.sha256})
 
-    def _save(self, tensors: dict[str, torch.Tensor], part: str) -> None:
-        file = f"model-{part}.safetensors"
-        save_file(tensors, self._path / file, _FORMAT)
-        self._names |= dict.fromkeys(tensors, file)
-        self._size += sum(t.nbytes for t in tensors.values())
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return {"format": _KIND, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> "Header":
+        """The header of a packed directory; `ValueError` in one line for one that is damaged or of another version."""
+        try:
+            found = json.loads((path / HEADER).read_text(encoding="utf8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: {HEADER} cannot be read: {error}") from error
+        if not isinstance(found, dict) or found.pop("format", None) != _KIND:
+            raise ValueError(f"{name}: {HEADER} is not the header of a packed model")
+        version, sha256 = found.pop("version", None), found.pop("sha256", None)
+        if version != VERSION:
+            raise ValueError(f"{name}: {HEADER} has format version {version!r}, this bitfrontier reads {VERSION}")
+        try:
+            header = cls(**found)
+        except TypeError as error:
+            raise ValueError(f"{name}: {HEADER} does not have the fields of version {VERSION}: {error}") from error
+        if header.sha256 != sha256:
+            raise ValueError(f"{name}: {HEADER} is damaged: its SHA-256 is {header.sha256}, it says {sha256}")
+        return header
 
 
-def block_bytes(checkpoint: Checkpoint, i: int, layers: dict[str, Quantized]) -> int:
-    """The exact size of the file that `PackedDirectory` writes for block `i`."""
-    prefix = checkpoint.architecture.full_name(i, "")
-    stored = {key.removeprefix(prefix): s for key, s in checkpoint.files.items() if key.startswith(prefix)}
-    contents = {key: (s.kind, s.shape) for key, s in stored.items()}
-    contents |= {f"{layer}.weight": ("U8", (-(-found.n_bits // 8),)) for layer, found in layers.items()}
-    return _file_bytes(contents, _metadata(layers))
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def rest_bytes(checkpoint: Checkpoint) -> int:
-    """The exact size of the file with embeddings, final norm and head."""
-    return _file_bytes({key: (s.kind, s.shape) for key, s in _rest(checkpoint).items()}, _FORMAT)
+def holds_packed(path: Path) -> bool:
+    """Whether there is a packed model in this directory."""
+    return (path / HEADER).is_file()
 
 
-def _file_bytes(contents: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> int:
+def check_place(path: Path, model: str) -> None:
+    """Raise `ValueError` for an output directory that is another model's own."""
+    if path.is_dir() and Path(model).is_dir() and path.samefile(model):
+        raise ValueError(f"cannot write {path}: the model itself is there")
+
+
+class Packing:
+    """Packs a model block by block: writes it into the directory `path`, or, for None, finds out its size alone."""
+
+    def __init__(self, checkpoint: Checkpoint, path: Path | None):
+        self._checkpoint, self._path = checkpoint, path
+        self._layers: dict[str, dict[str, Any]] = {}
+        self._ranges: dict[str, float] = {}
+        self._shards: dict[str, str] = {}
+        self._n_bytes = 0
+        if path is not None:
+            _clear(path)
+
+    def add_block(self, i: int, block: nn.Module, layers: Mapping[str, Quantized], ranges: Mapping[str, float]) -> None:
+        """Pack block `i`, of which `layers`, by full name, are quantized."""
+        prefix = self._checkpoint.architecture.full_name(i, "")
+        contents = {key: (s.kind, s.shape) for key, s in self._checkpoint.files.items() if key.startswith(prefix)}
+        tensors = {} if self._path is None else dict(block_tensors(self._checkpoint, i, block))
+        self._ranges |= ranges
+        self._add(f"block-{i:05d}.safetensors", contents, tensors, layers)
+
+    def add_rest(self, layers: Mapping[str, Quantized]) -> None:
+        """Pack embedding, final norm and head, of which `layers` are quantized."""
+        rest = rest_of(self._checkpoint)
+        tensors = {} if self._path is None else {key: self._checkpoint.tensor(key) for key in rest}
+        self._add("rest.safetensors", {key: (s.kind, s.shape) for key, s in rest.items()}, tensors, layers)
+
+    def _add(
+        self,
+        shard: str,
+        contents: dict[str, tuple[str, tuple[int, ...]]],
+        tensors: dict[str, torch.Tensor],
+        layers: Mapping[str, Quantized],
+    ) -> None:
+        self._layers |= {name: found.header() for name, found in layers.items()}
+        payloads = {f"{name}.weight": found for name, found in layers.items()}
+        contents |= {key: ("U8", (-(-found.n_bits // 8),)) for key, found in payloads.items()}
+        self._n_bytes += _file_bytes(contents)
+        self._shards[shard] = _UNKNOWN
+        if self._path is not None:
+            for key, found in payloads.items():
+                tensors[key] = torch.frombuffer(bytearray(found.to_bytes()), dtype=torch.uint8)
+            save_file(tensors, self._path / shard, FORMAT)
+            self._shards[shard] = sha256_of(self._path / shard)
+
+    def finish(self, *, method: str, recipe: str, bits: float | None, seed: int, calibration_sha256: str) -> int:
+        """Write the header, which makes the directory a packed model; returns `model_bytes`."""
+        checkpoint = self._checkpoint
+        config = json.loads(json.dumps(checkpoint.configuration))  # its keys as the header will have them: texts
+        header = Header(
+            method=method, recipe=recipe, bits=bits, seed=seed, model_sha256=checkpoint.sha256,
+            calibration_sha256=calibration_sha256, tied=checkpoint.tied, config=config,
+            layers=self._layers, ranges=self._ranges, shards=self._shards,
+        )  # fmt: skip
+        if self._path is not None:
+            (self._path / HEADER).write_text(header.text, encoding="utf8")
+        return self._n_bytes + len(header.text.encode())
+
+    def describe(self, record: Record, layers: tuple[LayerRecord, ...]) -> None:
+        """Put beside the model what is not part of it: its tokenizer, the base model's place and what was measured."""
+        if self._path is None:
+            return
+        about = self._path / ABOUT
+        about.mkdir(exist_ok=True)
+        copy_small(self._checkpoint.path, about, TOKENIZER)
+        name = self._checkpoint.name
+        base = name if name in SHIPPED or not Path(name).is_dir() else str(Path(name).resolve())
+        measured = {key: value for key, value in asdict(record).items() if key not in VOLATILE}
+        provenance = {"base": base, "record": measured, "layers": [asdict(layer) for layer in layers]}
+        (about / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf8")
+
+
+def _clear(path: Path) -> None:
+    """Make the directory, and remove what an earlier packed model has left there, its header first."""
+    path.mkdir(parents=True, exist_ok=True)
+    for file in (path / HEADER, *path.glob("block-*.safetensors"), path / "rest.safetensors"):
+        file.unlink(missing_ok=True)
+    if (path / ABOUT / PROVENANCE).is_file():
+        shutil.rmtree(path / ABOUT)
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _file_bytes(contents: dict[str, tuple[str, tuple[int, ...]]]) -> int:
     """The size of a safetensors file of these types and shapes: a length, a JSON header filled up to 8 bytes, data."""
     sizes = {key: math.prod(shape) * _BYTES[kind] for key, (kind, shape) in contents.items()}
-    header: dict[str, object] = {"__metadata__": metadata}
+    header: dict[str, object] = {"__metadata__": FORMAT}
     position = 0
     for key in sorted(contents, key=lambda key: (-_BYTES[contents[key][0]], key)):  # widest types first, then by name
         kind, shape = contents[key]
@@ -99,45 +202,3 @@ def _file_bytes(contents: dict[str, tuple[str, tuple[int, ...]]], metadata: dict
         position += sizes[key]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return 8 + -(-len(text) // 8) * 8 + position
-
-
-def _metadata(layers: dict[str, Quantized]) -> dict[str, str]:
-    """All headers under one key: safetensors writes several in no fixed order, and files would differ."""
-    headers = {layer: found.header() for layer, found in layers.items()}
-    return {"layers": json.dumps(headers, separators=(",", ":"))}
-
-
-def _beside(checkpoint: Checkpoint, i: int, block: nn.Module, layers: dict[str, Quantized]) -> dict[str, torch.Tensor]:
-    """What of block `i` is not packed, in the checkpoint's types; norms and biases as the transforms left them."""
-    prefix = checkpoint.architecture.full_name(i, "")
-    state = block.state_dict()
-    stored = {key.removeprefix(prefix): s.dtype for key, s in checkpoint.files.items() if key.startswith(prefix)}
-    packed = {f"{layer}.weight" for layer in layers}
-    return {key: state[key].to(dtype).contiguous() for key, dtype in stored.items() if key not in packed}
-
-
-def _rest(checkpoint: Checkpoint) -> dict[str, Stored]:
-    """Everything outside the blocks, but for a head that is the embedding again."""
-    left_out = f"{checkpoint.architecture.head}.weight" if checkpoint.tied else None
-    blocks = f"{checkpoint.architecture.blocks}."
-    return {key: s for key, s in checkpoint.files.items() if not key.startswith(blocks) and key != left_out}
-
-
-def _read_rest(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return {key: tensor for name in _rest(checkpoint) for key, tensor in checkpoint.stored(name) if key == name}
-
-
-def _copy_small(checkpoint: Checkpoint, path: Path) -> None:
-    for pattern in _KEPT:
-        for file in checkpoint.path.glob(pattern):
-            shutil.copy(file, path / file.name)
-
-
-def read_packed(path: Path) -> Iterator[tuple[str, Quantized]]:
-    """The quantized layers of a packed directory, by full name, one block in memory at a time."""
-    for file in sorted(path.glob("block-*.safetensors")):
-        i = int(file.stem.removeprefix("block-"))
-        with safe_open(file, framework="pt") as opened:
-            for layer, header in sorted(json.loads(opened.metadata()["layers"]).items()):
-                payload = opened.get_tensor(f"{layer}.weight").numpy().tobytes()
-                yield f"model.layers.{i}.{layer}", Quantized.from_bytes(payload, header)

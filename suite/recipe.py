@@ -57,8 +57,9 @@ class Recipe:
     """What is done to a model: transforms in order, a target for weights and one for the linear layers' inputs.
 
     `layers` overrides the weights' target where a layer's name matches a shell pattern (first match wins): a
-    mixed-width allocation, or AWQ's unclipped queries and keys. `inputs` says whose activations calibrate a layer:
-    the unquantized model's, or those of the model quantized so far, measured layer after layer.
+    mixed-width allocation, or AWQ's unclipped queries and keys. The embedding and the head are quantized only where a
+    pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
+    a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
     Activations are quantized to nearest per token (`group="row"`) or with one static scale from calibration
     (`group="tensor"`).
     """
@@ -77,8 +78,16 @@ class Recipe:
         _check_types(self)
 
     def target_of(self, layer: str) -> Target | None:
-        """The weights' target for the layer of this name."""
+        """The weights' target for a linear layer of a block, by its full name."""
         return next((target for pattern, target in self.layers if fnmatchcase(layer, pattern)), self.weights)
+
+    def target_outside(self, name: str) -> Target | None:
+        """The target for a matrix outside the blocks, the embedding or the head: only one asked for explicitly.
+
+        `weights` never reaches it, nor does a pattern of nothing but `*`, which says as much as `weights` does.
+        """
+        named = ((pattern, target) for pattern, target in self.layers if pattern.strip("*"))
+        return next((target for pattern, target in named if fnmatchcase(name, pattern)), None)
 
     @property
     def unsupported(self) -> str | None:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from suite.engine import Plan, open_bench
+from suite.bench import Bench, Setting, open_bench
+from suite.engine import Plan
 from suite.methods import Method
 from suite.recipe import canonical
 from suite.store import Record, Store, holds_store
@@ -91,6 +92,17 @@ def print_records(records: Sequence[Record]) -> None:
             console.print(f"fallback: {record.method} at {record.bits:g} bits: {what}", highlight=False)
 
 
+def print_places(setting: Setting, records: Sequence[Record]) -> None:
+    """Print where each model was written."""
+    console = _console()
+    for kind, root in (("packed", setting.save), ("dequantized", setting.export)):
+        for r in records:
+            if root is not None and r.status == "ok":
+                seed = "" if setting.alone else f", seed {r.seed}"
+                console.print(f"{kind}: {r.method} at {r.bits:g} bits{seed}: {setting.place(root, r.method, r.cell)}",
+                              highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+
+
 def _table(ran: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     seeds = len({r.seed for r in ran}) > 1
@@ -101,7 +113,7 @@ def _table(ran: Sequence[Record]) -> Table:
         table.add_row(
             r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(size, 3),
             f"{number(r.ppl)} ± {number(r.ppl_se, 2)}", f"{number(r.kl, 3)} ± {number(r.kl_se, 2)}",
-            f"{100 * (r.top1 or 0):.1f}%",
+            "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
         )  # fmt: skip
     return table
 
@@ -195,5 +207,6 @@ def _operations(plan: Plan, seed: int, twice: bool) -> float:
     """
     bench = open_bench(plan.setting, seed)
     parameters = sum(t.numel() for t in bench.checkpoint.skeleton.parameters())
-    tokens = bench.evaluation.rows.size + (4 * bench.calibration.rows.size if twice else 0)
+    calibrating = 4 * bench.calibration.rows.size if twice and isinstance(bench, Bench) else 0
+    tokens = bench.evaluation.rows.size + calibrating
     return 2 * 2.0 * parameters * tokens

@@ -8,24 +8,23 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from suite.models.architecture import Architecture, architecture_of, weight_of
+from suite.models.files import FLOATS, Stored, index_of, read_tensor, weight_files
 from suite.models.outliers import OutlierDial
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SHIPPED = {"reference": None, "reference+outliers": OutlierDial()}
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROWS_TOKENS = 4096  # tokens run through a block at once
 
 
@@ -52,31 +51,23 @@ def _download(hub_id: str) -> Path:
         raise ValueError(f"{hub_id}: no such directory, and not to be had from the hub ({reason})") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a tensor lies and what it is there, with its type as safetensors writes it."""
-
-    file: Path
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type as torch has it."""
-        return FLOATS[self.kind]
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; weights are read when a block is asked for, as `dtype`."""
+    """An opened checkpoint; weights are read when a block is asked for, as `dtype`.
+
+    `held` weights, by the tensor's name, are in memory and take the place of stored ones. `known_sha256` is the hash
+    of files that were hashed when they were opened.
+    """
 
     name: str
     path: Path
     config: Any
     architecture: Architecture
-    files: dict[str, "Stored"]  # by the tensor's name
+    files: dict[str, Stored]  # by the tensor's name
     dial: OutlierDial | None
     dtype: torch.dtype
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    known_sha256: str | None = None
 
     @classmethod
     def open(
@@ -91,28 +82,47 @@ class Checkpoint:
             model_type = json.loads((path / "config.json").read_text())["model_type"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: config.json is not a model's configuration: {error}") from error
-        try:
-            architecture = architecture_of(model_type)
-            config = AutoConfig.from_pretrained(path)
-        except (ValueError, StrictDataclassError) as error:
-            raise ValueError(f"{name}: config.json: {error}") from error
-        config._attn_implementation = "sdpa"
-        checkpoint = cls(name, path, config, architecture, _index(path, name), dial, dtype)
-        checkpoint._check_tensors()
+        architecture, config = _configured(name, model_type, lambda: AutoConfig.from_pretrained(path))
+        checkpoint = cls(name, path, config, architecture, index_of(weight_files(path, name), name), dial, dtype)
+        checkpoint._check_tensors({})
         return checkpoint
 
-    def _check_tensors(self) -> None:
+    @classmethod
+    def packed(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        config: dict[str, Any],
+        files: dict[str, Stored],
+        shapes: Mapping[str, tuple[int, ...]],
+        sha256: str,
+    ) -> "Checkpoint":
+        """What is not quantized of a packed model; `shapes` are those of the tensors that are, by name.
+
+        `path` is where its tokenizer is.
+        """
+        model_type = str(config.get("model_type"))
+        architecture, found = _configured(name, model_type, lambda: AutoConfig.for_model(**config))
+        checkpoint = cls(name, path, found, architecture, files, None, torch.float32, known_sha256=sha256)
+        checkpoint._check_tensors(shapes)
+        return checkpoint
+
+    def _check_tensors(self, packed: Mapping[str, tuple[int, ...]]) -> None:
         """Every tensor of the model is there, and of its shape; nothing is read but the files' headers."""
         expected = {key: tuple(t.shape) for key, t in self.skeleton.state_dict().items() if t.is_floating_point()}
         if self.tied:
             expected.pop(f"{self.architecture.head}.weight", None)
-        missing = sorted(set(expected) - set(self.files))
+        missing = sorted(set(expected) - set(self.files) - set(packed))
         if missing:
             raise ValueError(f"{self.name}: {len(missing)} tensors are missing, the first is {missing[0]}")
         for key, shape in sorted(expected.items()):
+            there = packed[key] if key in packed else self.files[key].shape
+            if there != shape:
+                raise ValueError(f"{self.name}: {key} has shape {there}, config.json makes it {shape}")
+            if key in packed:
+                continue
             found = self.files[key]
-            if found.shape != shape:
-                raise ValueError(f"{self.name}: {key} has shape {found.shape}, config.json makes it {shape}")
             if found.kind not in FLOATS:
                 raise ValueError(f"{self.name}: {key} is stored as {found.kind}, expected one of {', '.join(FLOATS)}")
         if self.config.vocab_size < 2:
@@ -145,43 +155,51 @@ class Checkpoint:
 
         Raises `ValueError` where a weight is NaN or infinite.
         """
+        if self.known_sha256 is not None:
+            return self.known_sha256
         digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
         for key in sorted(self.files):
-            tensor = self._read(key)
+            tensor = self.tensor(key)
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{self.name}: {key} holds NaN or infinite values")
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _identity(self) -> dict[str, Any]:
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the configuration says of the model, and nothing of who made it, where and with what."""
         config = self.config.to_dict()
         for volatile in ("transformers_version", "_name_or_path", "_attn_implementation", "architectures", "dtype"):
             config.pop(volatile, None)
-        return {"config": config, "dial": None if self.dial is None else str(self.dial)}
+        return config
 
-    def _read(self, key: str) -> torch.Tensor:
-        """One tensor as stored. The file is opened for it alone, so mapped pages do not pile up."""
-        try:
-            with safe_open(self.files[key].file, framework="pt") as file:
-                return file.get_tensor(key).clone()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.name}: cannot read {key} from {self.files[key].file.name}: {error}") from error
+    def _identity(self) -> dict[str, Any]:
+        return {"config": self.configuration, "dial": None if self.dial is None else str(self.dial)}
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """One tensor as stored, or as held."""
+        return self.held[key] if key in self.held else read_tensor(self.files[key].file, key, self.name)
 
     def stored(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors, as stored, of everything that begins with `prefix`."""
-        return ((key, self._read(key)) for key in sorted(self.files) if key.startswith(prefix))
+        """Names and tensors, as stored, of everything that begins with `prefix`; held ones in their own type."""
+        return ((key, self.tensor(key)) for key in sorted({*self.files, *self.held}) if key.startswith(prefix))
 
-    def module(self, name: str) -> nn.Module:
-        """A part of the model with its weights in place, a copy of its own."""
+    def holding(self, weights: Mapping[str, torch.Tensor]) -> "Checkpoint":
+        """The same checkpoint with these weights, by the tensor's name, in memory."""
+        return replace(self, held={**self.held, **weights})
+
+    def module(self, name: str, held: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+        """A part of the model with its weights in place, a copy of its own; `held` go before all others."""
         shell = copy.deepcopy(self.skeleton.get_submodule(name))
-        tensors = {key.removeprefix(f"{name}."): t.to(self.dtype) for key, t in self.stored(f"{name}.")}
+        found = {**dict(self.stored(f"{name}.")), **(held or {})}
+        tensors = {key.removeprefix(f"{name}."): t.to(self.dtype) for key, t in found.items()}
         shell.load_state_dict(tensors, assign=True)
         return shell.eval().requires_grad_(False)
 
-    def block(self, i: int) -> nn.Module:
-        """Decoder block `i`, a copy of its own, with the outlier dial applied."""
-        block = self.module(f"{self.architecture.blocks}.{i}")
+    def block(self, i: int, held: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+        """Decoder block `i`, a copy of its own, with the outlier dial applied; `held` as for `module`."""
+        block = self.module(f"{self.architecture.blocks}.{i}", held)
         if self.dial is not None:
             self.dial.apply(block, self.architecture, i)
         return block
@@ -198,6 +216,14 @@ class Checkpoint:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (rows, length) to hidden states (rows, length, hidden)."""
         return self._embedding(tokens)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The embedding's or the head's weights (vocabulary, hidden)."""
+        return weight_of(self._embedding if name == self.architecture.embedding else self._norm_and_head[1], "")
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last block's output (..., hidden) through the final norm: the head's input."""
+        return self._norm_and_head[0](hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The last block's output (..., hidden) to logits (..., vocabulary)."""
@@ -236,27 +262,16 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The model's own tokenizer; `ValueError` if it has none."""
         try:
-            return AutoTokenizer.from_pretrained(self.path)
+            return AutoTokenizer.from_pretrained(self.path, config=self.config)
         except Exception as error:  # a spoiled file may raise anything, `tokenizers` even a bare Exception
             raise ValueError(f"{self.name}: no tokenizer in this directory; give tokens as .npy") from error
 
 
-def _index(path: Path, name: str) -> dict[str, Stored]:
-    """Tensor name to where it lies, for everything in the directory."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in path.glob(kind))
-        found = f"found {pickles[0]}, and pickles are not read" if pickles else "found none"
-        raise ValueError(f"{name}: expected weights in safetensors, {found}")
-    index: dict[str, Stored] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():
-                    if key.endswith("rotary_emb.inv_freq"):  # old checkpoints keep what follows from the configuration
-                        continue
-                    view = opened.get_slice(key)
-                    index[key] = Stored(file, view.get_dtype(), tuple(view.get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{name}: {file.name} is not a readable safetensors file: {error}") from error
-    return index
+def _configured(name: str, model_type: str, make: Callable[[], Any]) -> tuple[Architecture, Any]:
+    """The adapter and the configuration that `make` gives; `ValueError` in one line where either cannot be had."""
+    try:
+        architecture, config = architecture_of(model_type), make()
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{name}: config.json: {error}") from error
+    config._attn_implementation = "sdpa"
+    return architecture, config

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from suite import blockwise, engine
+from suite import blockwise, engine, measure
 from suite.cells import picks
 from suite.methods import method_named
 from suite.models.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def test_overhead_of_a_cell(benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path
 
         return call
 
-    for module, name in ((engine, "quantize_block"), (engine, "compare"), (engine, "summarize")):
+    for module, name in ((measure, "quantize_block"), (measure, "compare"), (measure, "summarize")):
         monkeypatch.setattr(module, name, timed(getattr(module, name)))
     monkeypatch.setattr(Checkpoint, "embed", timed(Checkpoint.embed))
     inner = Checkpoint.run

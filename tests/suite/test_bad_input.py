@@ -255,7 +255,7 @@ def test_a_failed_cell_ends_with_one(llama, inputs, tmp_path, monkeypatch, capfd
         raise RuntimeError("no luck")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "_measure", fail)
+    monkeypatch.setattr(engine, "measure", fail)
     monkeypatch.setattr(sys, "argv", ["bitfrontier", *command([llama], inputs)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.evaluation import clustered_se, compare, summarize
+from suite.evaluation import Ended, Quality, clustered_se, compare, summarize
 from suite.tokens import Tokens
 
 VOCABULARY = 7
@@ -19,6 +19,10 @@ def logits(seed, rows=4, length=6, dtype=torch.float64):
 
 def tokens(seed, rows=4, length=6):
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def compared(base, quantized, ids):
+    return compare(Ended(IDENTITY, quantized), Ended(IDENTITY, base), ids)
 
 
 def directly(base, quantized, ids):
@@ -38,10 +42,11 @@ def directly(base, quantized, ids):
 def test_every_figure_meets_its_definition(vocab_size):
     base, quantized, ids = logits(0), logits(1), tokens(2)
     checkpoint = SimpleNamespace(config=SimpleNamespace(vocab_size=vocab_size), logits=lambda hidden: hidden)
-    found = compare(checkpoint, base, quantized, ids)
+    found = compare(Ended(checkpoint, quantized), Ended(checkpoint, base), ids)
     nll, nll_base, kl, agree = directly(base, quantized, ids)
+    paired = found.paired
     # logits of size at most 3 * 4, sums of 7 terms: a hundred roundings
-    for mine, direct in ((found.nll, nll), (found.nll_base, nll_base), (found.kl, kl), (found.agree, agree)):
+    for mine, direct in ((found.nll, nll), (paired.nll, nll_base), (paired.kl, kl), (paired.agree, agree)):
         np.testing.assert_allclose(mine, direct, rtol=0, atol=12 * 100 * 2.0**-52)
     quality = summarize(found, Tokens(ids.numpy(), np.arange(len(ids))))
     assert quality.ppl == pytest.approx(np.exp(nll.mean()), rel=1e-12)
@@ -57,7 +62,7 @@ def test_every_figure_meets_its_definition(vocab_size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_does_not_differ_from_itself(dtype):
     base, ids = logits(3, dtype=dtype), tokens(4)
-    quality = summarize(compare(IDENTITY, base, base.clone(), ids), Tokens(ids.numpy(), np.arange(len(ids))))
+    quality = summarize(compared(base, base.clone(), ids), Tokens(ids.numpy(), np.arange(len(ids))))
     assert (quality.kl, quality.kl_se, quality.kl_p99, quality.ppl_se, quality.top1) == (0, 0, 0, 0, 1)
     assert quality.ppl == quality.ppl_base
 
@@ -65,17 +70,34 @@ def test_a_model_does_not_differ_from_itself(dtype):
 @settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_divergence_is_never_negative(a, b):
-    found = compare(IDENTITY, logits(a), logits(b), tokens(0))
-    assert found.kl.min() >= -12 * 100 * 2.0**-52
+    found = compared(logits(a), logits(b), tokens(0))
+    assert found.paired.kl.min() >= -12 * 100 * 2.0**-52
+
+
+def test_without_the_unquantized_model_the_perplexity_is_the_same_and_all_there_is():
+    base, quantized, ids = logits(5), logits(6), tokens(7)
+    rows = Tokens(ids.numpy(), np.arange(len(ids)))
+    alone, both = (summarize(found, rows) for found in
+                   (compare(Ended(IDENTITY, quantized), None, ids), compared(base, quantized, ids)))  # fmt: skip
+    assert alone == Quality(ppl=both.ppl)
+
+
+def test_each_model_is_measured_by_its_own_head():
+    base, quantized, ids = logits(5), logits(6), tokens(7)
+    doubled = SimpleNamespace(config=IDENTITY.config, logits=lambda hidden: 2 * hidden)
+    found = compare(Ended(doubled, quantized), Ended(IDENTITY, base), ids)
+    expected = compared(base, 2 * quantized, ids)
+    np.testing.assert_array_equal(found.nll, expected.nll)
+    np.testing.assert_array_equal(found.paired.kl, expected.paired.kl)
 
 
 def test_the_last_position_predicts_nothing():
     base, quantized, ids = logits(5), logits(6), tokens(7)
-    before = compare(IDENTITY, base, quantized, ids)
+    before = compared(base, quantized, ids)
     base[:, -1] = quantized[:, -1] = torch.nan
-    after = compare(IDENTITY, base, quantized, ids)
-    assert before.kl.shape == (4, 5)
-    np.testing.assert_array_equal(before.kl, after.kl)
+    after = compared(base, quantized, ids)
+    assert before.paired.kl.shape == (4, 5)
+    np.testing.assert_array_equal(before.paired.kl, after.paired.kl)
 
 
 def slowly(values, clusters):

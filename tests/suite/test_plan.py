@@ -42,9 +42,11 @@ def test_a_recipe_that_a_method_already_gives_is_picked_once():
 
 
 def test_the_group_is_that_of_every_method_and_minus_one_is_a_whole_row():
-    for pick in picks(METHODS, [4], group=32):
+    free = [method for method in METHODS if not method.fixed and hasattr(method.recipe(bits=4).weights.grid, "group")]
+    assert len(free) >= 6
+    for pick in picks(free, [4], group=32):
         assert pick.recipe.weights.grid.group == 32
-    for pick in picks(METHODS, [4], group=-1):
+    for pick in picks(free, [4], group=-1):
         assert pick.recipe.weights.grid.group == "row"
     with pytest.raises(ValueError, match="group 0"):
         picks(METHODS, [4], group=0)

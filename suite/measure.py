@@ -1,0 +1,125 @@
+"""Measuring a cell: one way through the model, block by block, to a record. Packed models go the same way read back."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from suite.bench import Bench, PackedBench
+from suite.blockwise import quantize_block
+from suite.calibration import Calibration, gather_head, last_hidden
+from suite.cells import Pick
+from suite.evaluation import Ended, compare, summarize
+from suite.export import ExportedDirectory
+from suite.outside import quantize_embedding, quantize_head, weights_of
+from suite.packed import Packing
+from suite.quantized import Quantized
+from suite.store import LayerRecord, Record
+
+Size = tuple[int, float, int]  # of a layer: exact bits, bits at the codes' entropy, weights
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished cell: its record, and its layers' where there are any."""
+
+    record: Record
+    layers: tuple[LayerRecord, ...] = ()
+
+
+@torch.no_grad()
+def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
+    """Go through the model once: quantize a block, run the calibration and evaluation rows through it, drop it."""
+    checkpoint, setting, recipe = bench.checkpoint, bench.setting, pick.recipe
+    outside = quantize_embedding(checkpoint, recipe, bench.seed)
+    evaluated = checkpoint.holding(weights_of(outside)) if outside else checkpoint
+    kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
+    base = last_hidden(checkpoint, bench.evaluation, setting.threads)
+    packing = Packing(checkpoint, setting.save and setting.place(setting.save, pick.method, blank.cell))
+    exported = _exported(bench, pick.method, blank.cell)
+    hidden = evaluated.embed(bench.evaluation.tensor())
+    calibrating = evaluated.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
+    sizes: list[Size] = []
+    layers: list[LayerRecord] = []
+    fallbacks: list[str] = []
+    for i in range(checkpoint.n_blocks):
+        block = checkpoint.block(i)
+        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating)
+        if calibrating is not None:
+            calibrating = checkpoint.run(i, block, calibrating)
+        hidden = checkpoint.run(i, block, hidden)
+        sizes += [_size(found) for found in done.layers.values()]
+        layers += done.records
+        fallbacks += _fallbacks(done.layers)
+        packing.add_block(i, block, done.layers, done.ranges)
+        if exported:
+            exported.write(i, block)
+    H = kept.head_gram() if calibrating is None else gather_head(checkpoint, calibrating)
+    head = quantize_head(checkpoint, recipe, H, bench.seed)
+    outside, evaluated = outside | head, evaluated.holding(weights_of(head)) if head else evaluated
+    packing.add_rest(outside)
+    n_bytes = packing.finish(method=pick.method, recipe=blank.recipe, bits=pick.bits, seed=bench.seed,
+                             calibration_sha256=bench.calibration.sha256)  # fmt: skip
+    if exported:
+        exported.finish(evaluated)
+    found = compare(Ended(evaluated, hidden), Ended(checkpoint, torch.from_numpy(base)), bench.evaluation.tensor())
+    quality = asdict(summarize(found, bench.evaluation))
+    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=n_bytes,
+                     fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
+    packing.describe(record, tuple(layers))
+    return Outcome(record, tuple(layers))
+
+
+@torch.no_grad()
+def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
+    """Go through a packed model once: decode a block, run the evaluation rows through it, drop it."""
+    packed, checkpoint, tokens = bench.packed, bench.checkpoint, bench.evaluation.tensor()
+    base = None if bench.base is None else last_hidden(bench.base, bench.evaluation, bench.setting.threads)
+    about = packed.provenance
+    hidden = checkpoint.embed(tokens)
+    sizes: list[Size] = []
+    layers: list[LayerRecord] = []
+    for i in range(checkpoint.n_blocks):
+        block, quantized = packed.block(i)
+        hidden = checkpoint.run(i, block, hidden)
+        sizes += [_size(found) for found in quantized.values()]
+        layers += [about.layers[name] for name in quantized] if about else []
+    unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
+    quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
+    record = replace(blank, **quality, **_rates(sizes), model_bytes=packed.n_bytes, fallbacks=bench.fallbacks)
+    if about is not None:
+        record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
+    return Outcome(record, tuple(layers))
+
+
+def _exported(bench: Bench, method: str, cell: str) -> ExportedDirectory | None:
+    root = bench.setting.export
+    return None if root is None else ExportedDirectory(bench.setting.place(root, method, cell), bench.checkpoint)
+
+
+def _fallbacks(layers: dict[str, Quantized]) -> list[str]:
+    return [f"{name}: {what}" for name, quantized in layers.items() for what in quantized.fallbacks]
+
+
+def _size(found: Quantized) -> Size:
+    return found.n_bits, found.entropy_bits, math.prod(found.grid.shape)
+
+
+def _rates(sizes: list[Size]) -> dict[str, Any]:
+    """Bits per weight over quantized layers; nothing where none is quantized."""
+    if not sizes:
+        return {}
+    n_bits, entropy_bits, weights = (sum(column) for column in zip(*sizes, strict=True))
+    return {"bpw": n_bits / weights, "bpw_entropy": entropy_bits / weights}
+
+
+def _errors(layers: list[LayerRecord]) -> dict[str, Any]:
+    """Errors pooled over all quantized layers of the blocks by their energies; nothing where none is quantized."""
+    if not layers:
+        return {}
+    squares, outputs = sum(x.weight_energy for x in layers), sum(x.output_energy for x in layers)
+    return {
+        "nmse": sum(x.nmse * x.weight_energy for x in layers) / squares if squares else 0.0,
+        "hnmse": sum(x.hnmse * x.output_energy for x in layers) / outputs if outputs else 0.0,
+    }

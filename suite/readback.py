@@ -1,0 +1,153 @@
+"""Packed models read back: checked, decoded block by block, and measured with the figures they had when written."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from suite.blockwise import quantize_inputs
+from suite.models.architecture import linear
+from suite.models.checkpoint import SHIPPED, Checkpoint, load_model
+from suite.models.files import Stored, index_of, read_tensor
+from suite.outside import weights_of
+from suite.packed import ABOUT, HEADER, PROVENANCE, Header, sha256_of
+from suite.quantized import Quantized
+from suite.recipe import Recipe, parse
+from suite.store import LayerRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a packed directory says beside the model: where its base was, and what was measured when it was quantized.
+
+    Errors of weights need the original weights and inputs, which the packed model does not have: `nmse`, `hnmse` and
+    the layers' are carried as they were found.
+    """
+
+    base: str
+    nmse: float | None
+    hnmse: float | None
+    fallbacks: tuple[str, ...]
+    layers: dict[str, LayerRecord]
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> "Provenance | None":
+        """The provenance in a packed directory, or None; `ValueError` in one line for one that cannot be read."""
+        file = path / ABOUT / PROVENANCE
+        if not file.is_file():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf8"))
+            record, layers = found["record"], {x["layer"]: LayerRecord(**x) for x in found["layers"]}
+            return cls(base=str(found["base"]), nmse=record["nmse"], hnmse=record["hnmse"],
+                       fallbacks=tuple(record["fallbacks"]), layers=layers)  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{name}: {ABOUT}/{PROVENANCE} cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """An opened packed directory: every file is there and is what the header says.
+
+    `checkpoint` is what is not quantized, with embedding and head decoded; `payloads` are where quantized matrices lie,
+    by name. `provenance` is what the directory says beside the model.
+    """
+
+    path: Path
+    header: Header
+    recipe: Recipe
+    checkpoint: Checkpoint
+    payloads: Mapping[str, Stored]
+    provenance: Provenance | None
+
+    @classmethod
+    def open(cls, name: str) -> "PackedModel":
+        """Read and check the header and all files; `ValueError` in one line for what is damaged, missing or unknown."""
+        path = Path(name)
+        header = Header.read(path, name)
+        for shard, sha256 in header.shards.items():
+            _check_shard(path, shard, sha256, name)
+        files = index_of([path / shard for shard in sorted(header.shards)], name)
+        try:
+            recipe = parse(header.recipe)
+            shapes = {f"{layer}.weight": tuple(found["shape"]) for layer, found in header.layers.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{name}: {HEADER}: {error}") from error
+        missing = sorted(key for key in shapes if key not in files or files[key].kind != "U8")
+        if missing:
+            raise ValueError(f"{name}: the payload of {missing[0]} is missing")
+        rest = {key: s for key, s in files.items() if key not in shapes}
+        checkpoint = Checkpoint.packed(path / ABOUT, name=name, config=header.config, files=rest, shapes=shapes,
+                                       sha256=header.sha256)  # fmt: skip
+        payloads = {key.removesuffix(".weight"): files[key] for key in shapes}
+        bare = cls(path, header, recipe, checkpoint, payloads, Provenance.read(path, name))
+        return replace(bare, checkpoint=checkpoint.holding(weights_of(bare.layers_outside())))
+
+    def quantized(self, layer: str) -> Quantized:
+        """The quantized matrix of this name; `ValueError` where payload and header do not fit."""
+        payload = read_tensor(self.payloads[layer].file, f"{layer}.weight", self.checkpoint.name)
+        try:
+            return Quantized.from_bytes(payload.numpy().tobytes(), self.header.layers[layer])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.checkpoint.name}: {layer}: {error}") from error
+
+    def layers_outside(self) -> dict[str, Quantized]:
+        """The embedding and the head, if they are quantized."""
+        architecture = self.checkpoint.architecture
+        return {name: self.quantized(name) for name in (architecture.embedding, architecture.head)
+                if name in self.payloads}  # fmt: skip
+
+    def block(self, i: int) -> tuple[nn.Module, dict[str, Quantized]]:
+        """Block `i` as it was evaluated, activation quantization included, and its quantized layers by full name."""
+        architecture = self.checkpoint.architecture
+        names = {layer: architecture.full_name(i, layer) for layer in architecture.layers}
+        layers = {name: self.quantized(name) for name in names.values() if name in self.payloads}
+        block = self.checkpoint.block(i, weights_of(layers))
+        if self.recipe.activations is not None:
+            for layer, name in names.items():
+                max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
+                quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
+        return block, layers
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of the model on disk: header and shards."""
+        return sum((self.path / file).stat().st_size for file in (HEADER, *self.header.shards))
+
+
+def read_packed(path: Path) -> Iterator[tuple[str, Quantized]]:
+    """The quantized matrices of a packed directory, by name, one in memory at a time."""
+    model = PackedModel.open(str(path))
+    return ((name, model.quantized(name)) for name in model.payloads)
+
+
+def _check_shard(path: Path, shard: str, sha256: str, name: str) -> None:
+    if Path(shard).name != shard:
+        raise ValueError(f"{name}: {HEADER} names {shard!r}, which is not a file of this directory")
+    if not (path / shard).is_file():
+        raise ValueError(f"{name}: {shard} is missing")
+    found = sha256_of(path / shard)
+    if found != sha256:
+        raise ValueError(f"{name}: {shard} is damaged: its SHA-256 is {found}, {HEADER} says {sha256}")
+
+
+def find_base(asked: str | None, packed: PackedModel) -> tuple[Checkpoint | None, str]:
+    """The unquantized model, by its hash, or None and why: as `asked`, else where it was, else among the shipped.
+
+    Raises `ValueError` where it is asked for by name and is not there, or is another model.
+    """
+    reasons = []
+    for name in [asked] if asked is not None else [packed.provenance.base] if packed.provenance else SHIPPED:
+        try:
+            found = load_model(name)
+            if found.sha256 == packed.header.model_sha256:
+                return found, ""
+            reasons.append(f"{name} is another model: its SHA-256 is {found.sha256}, "
+                           f"expected {packed.header.model_sha256}")  # fmt: skip
+        except ValueError as error:
+            reasons.append(str(error))
+    if asked is not None:
+        raise ValueError(f"base {reasons[0]}")
+    return None, "; ".join(reasons)
