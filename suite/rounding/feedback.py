@@ -123,8 +123,9 @@ class _Columns:
 
     @classmethod
     def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "_Columns":
-        original, A = W.T.contiguous()[perm], R.to(W.dtype)
-        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), R.diagonal(), H, perm)
+        original, pivots = W.T.contiguous()[perm], R.diagonal().clone()
+        A = R.to(W.dtype)  # R itself where W is in float64, and not needed again
+        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), pivots, H, perm)
 
     def pushed(self, known: int, first: int, last: int, push: torch.Tensor | None = None) -> torch.Tensor:
         """Columns `first` to `last` as rows, where the errors of those before `known` have pushed them.
