@@ -90,9 +90,11 @@ class Exl2:
         n_in, counts = len(importance), self.counts(len(importance))
         left = math.floor(Fraction(self.budget) * n_out * n_in) - self.beside(n_out, n_in)
         if left < n_out * n_in * self._narrowest:
-            least = self._narrowest + self.beside(n_out, n_in) / (n_out * n_in)
+            least = Fraction(self.beside(n_out, n_in), n_out * n_in) + self._narrowest
+            digits = math.ceil(least * 10**4)
+            digits += Fraction(digits / 1e4) < least  # 9.92 itself is no float, and the nearest is below
             raise ValueError(f"budget {self.budget:g} bits per weight: a matrix of shape {(n_out, n_in)} "
-                             f"takes at least {math.ceil(least * 1e4) / 1e4:g}")  # fmt: skip
+                             f"takes at least {digits / 1e4}")  # fmt: skip
         ladder = self.widths
         if ladder is None:
             fitting = [i for i, width in enumerate(WIDTHS) if n_out * n_in * width <= left]

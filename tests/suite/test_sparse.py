@@ -184,8 +184,8 @@ def test_a_dropped_value_has_one_code_and_one_level():
 
 
 @settings(max_examples=100)
-@given(st.integers(0, 10**6), shapes, grids, st.sampled_from([0.01, 0.1]), st.sampled_from(["static", "dynamic", "stale"]),
-       st.booleans())  # fmt: skip
+@given(st.integers(0, 10**6), shapes, grids, st.sampled_from([0.01, 0.1]),
+       st.sampled_from(["static", "dynamic", "stale"]), st.booleans())  # fmt: skip
 def test_the_errors_energy_is_what_dropping_and_rounding_left_behind(seed, shape, grid, damping, groups, stochastic):
     W, H = gaussian(seed, *shape), gram(seed, shape[1])
     rounding = Feedback(damping=damping, groups=groups, pick=Stochastic() if stochastic else Nearest())
