@@ -107,6 +107,7 @@ def open_bench(setting: Setting, seed: int) -> Bench | PackedBench:
     """Open the model and its tokens; `ValueError` in one line for anything that cannot be used."""
     if holds_packed(Path(setting.model)):
         return _open_packed_bench(setting, seed)
+    _refuse_a_shelf(Path(setting.model))
     if setting.base is not None:
         raise ValueError(f"base {setting.base}: {setting.model} is not a packed model, and is its own base")
     checkpoint = open_model(setting.model)
@@ -115,6 +116,14 @@ def open_bench(setting: Setting, seed: int) -> Bench | PackedBench:
     evaluation = load_tokens(setting.evaluation, "evaluation", checkpoint, length)
     return Bench(setting, seed, checkpoint, calibration.draw(setting.calibration_tokens, seed),
                  evaluation.spread(setting.evaluation_tokens))  # fmt: skip
+
+
+def _refuse_a_shelf(path: Path) -> None:
+    """Raise `ValueError` for a directory that is no model and holds packed ones, saying what they are called."""
+    if path.is_dir() and not (path / "config.json").exists():
+        found = sorted(child for child in path.iterdir() if holds_packed(child))
+        if found:
+            raise ValueError(f"{path} holds {len(found)} packed models: name one of them, {found[0]} for instance")
 
 
 def _open_packed_bench(setting: Setting, seed: int) -> PackedBench:

@@ -25,8 +25,10 @@ CODE = """
 import json, sys
 from pathlib import Path
 from suite import engine
-model, method, store, tokens = sys.argv[1:]
-(record,) = engine.run(model, methods=[method], bits=[4], store=store, jobs=1, calibration=tokens, evaluation=tokens)
+model, method, store, tokens, *save = sys.argv[1:]
+options = {} if method == "packed" else dict(methods=[method], bits=[4], calibration=tokens)
+options |= {"save": Path(*save)} if save else {}
+(record,) = engine.run(model, store=store, jobs=1, evaluation=tokens, **options)
 assert record.status == "ok", record.reason
 whole = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 print(json.dumps({"cell": record.peak_mib, "process after the cell": whole}))
@@ -38,16 +40,23 @@ def peak_mib(method, blocks, tmp_path):
                "num_attention_heads": 8, "num_key_value_heads": 4}  # fmt: skip
     model = tiny.save(tiny.model_of("llama", **options), tmp_path / f"model-{blocks}")
     tokens = tiny.save_tokens(tmp_path / "tokens.npy", 16, tiny.CONTEXT, 1)
-    arguments = [str(model), method, str(tmp_path / f"{blocks}.db"), str(tokens)]
-    environment = os.environ | {"BITFRONTIER_CACHE": str(tmp_path / "cache")}
-    ended = subprocess.run([sys.executable, "-c", CODE, *arguments], cwd=tmp_path, env=environment, check=False,
-                           capture_output=True, text=True)  # fmt: skip
+    store, packed = tmp_path / f"{blocks}.db", tmp_path / f"packed-{blocks}"
+    if method == "packed":
+        measured(tmp_path, model, "rtn", store, tokens, packed)
+        model = packed
+    return measured(tmp_path, model, method, store, tokens)
+
+
+def measured(folder, *arguments):
+    environment = os.environ | {"BITFRONTIER_CACHE": str(folder / "cache")}
+    ended = subprocess.run([sys.executable, "-c", CODE, *map(str, arguments)], cwd=folder, env=environment,
+                           check=False, capture_output=True, text=True)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
-def test_the_peak_of_quantizing_is_flat_within_ten_percent_from_4_to_32_blocks(method, tmp_path):
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "packed"])
+def test_the_peak_of_quantizing_and_of_reading_back_is_flat_within_ten_percent_from_4_to_32_blocks(method, tmp_path):
     few, many = peak_mib(method, 4, tmp_path), peak_mib(method, 32, tmp_path)
     print(f"{method}: blocks of {BLOCK_MIB:.1f} MiB: peak {few} with 4, {many} with 32")
     assert 28 * BLOCK_MIB > 0.2 * few["cell"]  # holding on to the blocks would show as twice the bound

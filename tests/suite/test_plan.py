@@ -6,10 +6,12 @@ import pytest
 
 from suite.cells import TIERS, Cell, Pick, name_of, picks
 from suite.engine import Setting, plan
+from suite.grids import Integer
 from suite.methods import METHODS, method_named
 from suite.recipe import Recipe, parse, with_activations
 from suite.store import Store
 
+UNIFORM = [m for m in METHODS if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
 CELL = Cell(model_sha256="m", recipe="Recipe(weights=Target(Integer(bits=4)))", bits=4, seed=0,
             calibration_sha256="c", evaluation_sha256="e", length=256)  # fmt: skip
 
@@ -41,12 +43,10 @@ def test_a_recipe_that_a_method_already_gives_is_picked_once():
     assert chosen == [Pick(method="rtn", bits=4, recipe=same), Pick(method="custom", bits=4, recipe=other)]
 
 
-def test_the_group_is_that_of_every_method_and_minus_one_is_a_whole_row():
-    free = [method for method in METHODS if not method.fixed and hasattr(method.recipe(bits=4).weights.grid, "group")]
-    assert len(free) >= 6
-    for pick in picks(free, [4], group=32):
+def test_the_group_is_that_of_every_method_of_uniform_integers_and_minus_one_is_a_whole_row():
+    for pick in picks(UNIFORM, [4], group=32):
         assert pick.recipe.weights.grid.group == 32
-    for pick in picks(free, [4], group=-1):
+    for pick in picks(UNIFORM, [4], group=-1):
         assert pick.recipe.weights.grid.group == "row"
     with pytest.raises(ValueError, match="group 0"):
         picks(METHODS, [4], group=0)
@@ -56,6 +56,10 @@ def test_the_group_is_that_of_every_method_and_minus_one_is_a_whole_row():
 def test_a_recipe_is_named_after_the_method_whose_defaults_it_has(method):
     for bits in method.bits:
         assert name_of(method.recipe(bits=bits)) == method.name
+
+
+@pytest.mark.parametrize("method", UNIFORM, ids=lambda method: method.name)
+def test_a_recipe_of_other_groups_is_custom(method):
     assert name_of(method.recipe(bits=4, group=17)) == "custom"
 
 
