@@ -97,7 +97,7 @@ def linearity(
 
     KL rises as t^2 and so does its scatter, so that the best fit through the origin is the mean of KL / t^2. The
     variance is the sum of two: over rows (clustered by file), and over draws; noise common to both counts twice.
-    Kept on disk. Raises `ValueError` for a model with a layer of zeros alone, which has no relative error.
+    Kept on disk. A layer of zeros alone gets no noise, and the slope 0.
     """
     noise = noise or Noise()
     about = f"slopes {noise} {ends} {seed} {checkpoint.sha256} {tokens.sha256} {checkpoint.dtype}"
@@ -132,13 +132,10 @@ def _all_divergences(
     fronts = checkpoint.embed(ids)
     base = _through(checkpoint, 0, fronts)
     for i in range(checkpoint.n_blocks):
-        block = checkpoint.block(i)
         for layer in checkpoint.architecture.layers:
-            name, weight = checkpoint.architecture.full_name(i, layer), linear(block, layer).weight
-            outputs = [checkpoint.run(i, block, fronts) for _ in _perturbed(weight, name, noise, seed)]
-            after = _through(checkpoint, i + 1, torch.cat(outputs))
+            after = _through(checkpoint, i + 1, _noisy_outputs(checkpoint, i, layer, fronts, noise, seed))
             yield np.stack([_divergence(ends, base, ends, x) for x in after.split(len(ids))])
-        fronts = checkpoint.run(i, block, fronts)
+        fronts = checkpoint.run(i, checkpoint.block(i), fronts)
     if with_ends:
         noisy = Ends.of(checkpoint)
         for name, weight in noisy.weights(checkpoint).items():
@@ -150,12 +147,19 @@ def _all_divergences(
             yield np.stack(rows)
 
 
+def _noisy_outputs(
+    checkpoint: Checkpoint, i: int, layer: str, fronts: torch.Tensor, noise: Noise, seed: int
+) -> torch.Tensor:
+    """What block `i` makes of `fronts` with noise on one layer, draw after draw (draws * rows, length, hidden)."""
+    block = checkpoint.block(i)
+    weight, name = linear(block, layer).weight, checkpoint.architecture.full_name(i, layer)
+    return torch.cat([checkpoint.run(i, block, fronts) for _ in _perturbed(weight, name, noise, seed)])
+
+
 def _perturbed(weight: torch.Tensor, name: str, noise: Noise, seed: int) -> Iterator[None]:
     """Put W + E in the weight's place for every size and draw in turn, and W back in the end."""
     original, generator = weight.detach().clone(), generator_for(seed, name)
     size = original.double().norm()
-    if size == 0:
-        raise ValueError(f"{name}: all weights are zero, which have no relative error")
     for t in noise.sizes:
         for _ in range(noise.draws):
             E = torch.randn(original.shape, generator=generator, dtype=torch.float64)
