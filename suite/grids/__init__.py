@@ -7,12 +7,13 @@ that all of it is stored in (`suite.grids.grid`).
 
 from suite.grids.exl2 import Exl2
 from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
+from suite.grids.k_quants import Gguf
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.scaled import Scaled
 from suite.grids.scales import SCALES, DoubleQuantized, PowerOfTwo, RealScale, TwoLevel, Unscaled
 from suite.grids.sparse import Sparse
 
-GRIDS = (Integer, Scaled, Sparse, Exl2)
+GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2)
 GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DoubleQuantized",
     "Exl2",
     "GaussianTable",
+    "Gguf",
     "Integer",
     "KMeansTable",
     "OutputSearch",
