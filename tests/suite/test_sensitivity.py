@@ -203,5 +203,5 @@ def test_a_weights_own_gradient_reaches_the_square_sum_once_for_each_row():
     squares.add(torch.full((2, 3), 1.0))
     kept = squares.finish("w", tokens(2, 6))
     assert torch.equal(kept["w"], torch.full((2, 3), 0.5))  # (4 + 1) / (2 rows * 5 predicted tokens)
-    half = 0.5 * float((layer.weight.double() ** 2).mean())
+    half = 0.5 * float((layer.weight.detach().double() ** 2).mean())
     assert kept["w/slope"][0] == pytest.approx(half * 6 * 0.5, rel=1e-6)
