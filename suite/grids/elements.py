@@ -13,14 +13,13 @@ E2M1, INT8); Dettmers et al. 2023, arXiv:2305.14314, appendix E (NF4); Liu et al
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal, Protocol
 
 import torch
 
 _LAYOUT = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}
-_COMPARED = 32  # up to so many levels, comparing with every boundary is faster than searching among them
 
 
 class Element(Protocol):
@@ -77,6 +76,7 @@ class FloatFormat:
     exponent: int
     mantissa: int
     special: Literal["ieee", "nan", "finite"]
+    type: torch.dtype | None = None  # torch's own, whose casts are used where they round once
 
     @property
     def bits(self) -> int:
@@ -123,6 +123,9 @@ class FloatFormat:
         With the exponent e of |x|, at least that of the smallest normal number, the magnitude's code is
         (e - e_min) 2^m + round(|x| 2^(m - e)): a mantissa that rounds up carries into the exponent by itself.
         """
+        if self.type is not None and x.dtype == torch.float32 and saturate and not bool(x.isnan().any()):
+            cast = x.clamp(-self.reach, self.reach).to(self.type)
+            return cast.view(torch.uint8) if self.bits == 8 else cast.view(torch.int16).to(torch.int32) & 0xFFFF
         size = x.abs()
         whole, width, bias = fields_of(size)
         lowest = 1 - self.bias
@@ -197,13 +200,50 @@ class Table:
         """The codes nearest to `x`, ties to the even place; always saturates. `ValueError` for NaN."""
         if bool(x.isnan().any()):
             raise ValueError(f"NaN has no code in {self.name}")
-        bounds = boundaries(self.levels, x.dtype)
-        if len(self.levels) > _COMPARED:
-            return torch.bucketize(x, bounds, out_int32=True).to(code_type(self.bits))
-        code = torch.zeros(x.shape, dtype=torch.uint8)
-        for bound in bounds.tolist():
-            code += x > bound
-        return code
+        search = _search(self.levels, x.dtype)
+        return search.place(x).to(code_type(self.bits))
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """How many of ascending `bounds` (n,) are below a number, by a look into `bins` of equal width.
+
+    A number's bin is a monotone function of it, rounding included. So bounds in lower bins are surely below it, those
+    in higher bins surely not, and only the one bound in its own bin is left to compare with.
+    """
+
+    bounds: torch.Tensor
+    low: float
+    per_unit: float
+    counts: torch.Tensor | None = None  # bounds in lower bins
+    inside: torch.Tensor | None = None  # the bound in this bin, or infinity
+
+    def bin(self, x: torch.Tensor, bins: int) -> torch.Tensor:
+        """The bin of every number, int32."""
+        return (x - self.low).mul_(self.per_unit).clamp_(0, bins - 1).to(torch.int32)
+
+    def place(self, x: torch.Tensor) -> torch.Tensor:
+        """The number of bounds below each of `x`."""
+        if self.counts is None or self.inside is None:
+            return torch.bucketize(x, self.bounds, out_int32=True)
+        where = self.bin(x, len(self.counts)).reshape(-1)
+        above = x.reshape(-1) > self.inside.index_select(0, where)
+        return (self.counts.index_select(0, where) + above.view(torch.uint8)).reshape(x.shape)
+
+
+@lru_cache(maxsize=128)
+def _search(levels: tuple[float, ...], dtype: torch.dtype) -> _Search:
+    """The fewest bins, a power of two, that tell all bounds apart; plain bisection where 2^12 do not."""
+    bounds = boundaries(levels, dtype)
+    low, span = float(bounds[0]), float(bounds[-1] - bounds[0])
+    for width in range(13):
+        search = _Search(bounds, low, (2**width - 1) / span if span else 0.0)
+        where = search.bin(bounds, 2**width).to(torch.int64)
+        if len(where.unique()) == len(bounds):
+            inside = torch.full((2**width,), math.inf, dtype=dtype).index_copy_(0, where, bounds)
+            counts = torch.searchsorted(where, torch.arange(2**width))  # sorted, as the bounds are
+            return replace(search, counts=counts.to(torch.uint8), inside=inside)
+    return _Search(bounds, low, 0.0)
 
 
 @lru_cache(maxsize=128)
@@ -219,12 +259,12 @@ def boundaries(levels: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.where(stays, found, below)
 
 
-E4M3 = FloatFormat("e4m3", 4, 3, "nan")
-E5M2 = FloatFormat("e5m2", 5, 2, "ieee")
+E4M3 = FloatFormat("e4m3", 4, 3, "nan", torch.float8_e4m3fn)
+E5M2 = FloatFormat("e5m2", 5, 2, "ieee", torch.float8_e5m2)
 E3M2 = FloatFormat("e3m2", 3, 2, "finite")
 E2M3 = FloatFormat("e2m3", 2, 3, "finite")
 E2M1 = FloatFormat("e2m1", 2, 1, "finite")
-FLOAT16 = FloatFormat("float16", 5, 10, "ieee")
+FLOAT16 = FloatFormat("float16", 5, 10, "ieee", torch.float16)
 INT8 = FixedPoint("int8", 8, 6)  # MXINT8: 1.6 fixed point
 
 NF4 = Table("nf4", 4, (
