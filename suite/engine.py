@@ -21,7 +21,7 @@ from suite.environment import code_version, environment_key
 from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
 from suite.outside import UnsupportedError
-from suite.packed import check_place, holds_packed
+from suite.packed import check_places, holds_packed
 from suite.processes import peak_mib, reset_peak, return_freed_memory, spread
 from suite.recipe import Recipe, parse
 from suite.store import Record, Store, holds_store
@@ -170,10 +170,7 @@ def run(
         chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits)
         seeds = limits.seeds if seed is None else (seed,)
         setting = replace(setting, alone=len(chosen) * len(seeds) == 1)
-        if save is not None and save == export:
-            raise ValueError(f"cannot write {save}: asked for both the packed and the dequantized model")
-        for place in filter(None, (save, export)):
-            check_place(place, model)
+        check_places(save, export, model)
     planned = plan(setting, chosen, seeds, Path(store))
     if not on_plan(planned):
         return list(planned.done)

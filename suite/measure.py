@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         packing.add_block(i, block, done.layers, done.ranges)
         if exported:
             exported.write(i, block)
-    H = kept.head_gram() if calibrating is None else gather_head(checkpoint, calibrating)
-    head = quantize_head(checkpoint, recipe, H, bench.seed)
+    gram = kept.head_gram if calibrating is None else partial(gather_head, checkpoint, calibrating)
+    head = quantize_head(checkpoint, recipe, gram, bench.seed)
     outside, evaluated = outside | head, evaluated.holding(weights_of(head)) if head else evaluated
     packing.add_rest(outside)
     n_bytes = packing.finish(method=pick.method, recipe=blank.recipe, bits=pick.bits, seed=bench.seed,

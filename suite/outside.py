@@ -6,6 +6,8 @@ and a rounding or a grid that asks for it is unsupported: error feedback with H 
 head's H is that of the final norm's output. In a tied model the quantized embedding is also the head.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from suite.models.checkpoint import Checkpoint
@@ -35,16 +37,18 @@ def quantize_embedding(checkpoint: Checkpoint, recipe: Recipe, seed: int) -> dic
         raise UnsupportedError(f"{name}: {error} (a lookup's inputs are one-hot and give none)") from error
 
 
-def quantize_head(checkpoint: Checkpoint, recipe: Recipe, H: torch.Tensor, seed: int) -> dict[str, Quantized]:
+def quantize_head(
+    checkpoint: Checkpoint, recipe: Recipe, gram: Callable[[], torch.Tensor], seed: int
+) -> dict[str, Quantized]:
     """The quantized head by its name, or nothing where the recipe does not name it or it is the embedding.
 
-    `H` (hidden, hidden) is the Gram matrix of the final norm's output.
+    `gram` gives H (hidden, hidden) of the final norm's output, and is called only for a head that is quantized.
     """
     name = checkpoint.architecture.head
     target = recipe.target_outside(name)
     if target is None or checkpoint.tied:
         return {}
-    return {name: quantize_layer(checkpoint.weight(name), target, H, generator_for(seed, name))}
+    return {name: quantize_layer(checkpoint.weight(name), target, gram(), generator_for(seed, name))}
 
 
 def weights_of(quantized: dict[str, Quantized]) -> dict[str, torch.Tensor]:

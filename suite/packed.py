@@ -99,10 +99,17 @@ def holds_packed(path: Path) -> bool:
     return (path / HEADER).is_file()
 
 
-def check_place(path: Path, model: str) -> None:
-    """Raise `ValueError` for an output directory that is another model's own."""
-    if path.is_dir() and Path(model).is_dir() and path.samefile(model):
-        raise ValueError(f"cannot write {path}: the model itself is there")
+def check_places(save: Path | None, export: Path | None, model: str) -> None:
+    """Raise `ValueError` for output directories that are the model's own, each other's, or of the other format."""
+    for path in filter(None, (save, export)):
+        if path.is_dir() and Path(model).is_dir() and path.samefile(model):
+            raise ValueError(f"cannot write {path}: the model itself is there")
+    if save is not None and save == export:
+        raise ValueError(f"cannot write {save}: asked for both the packed and the dequantized model")
+    if save is not None and (save / "config.json").exists():
+        raise ValueError(f"cannot write {save}: a model in Hugging Face format is there")
+    if export is not None and holds_packed(export):
+        raise ValueError(f"cannot write {export}: a packed model is there")
 
 
 class Packing:

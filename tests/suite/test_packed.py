@@ -292,6 +292,15 @@ def test_without_the_unquantized_model_the_perplexity_is_there_and_the_rest_is_s
     assert figures(run(tmp_path / "out", base=str(tmp_path / "moved"))[0]) == figures(written)
 
 
+def test_a_text_is_tokenized_without_the_unquantized_model(run, llama, tmp_path):
+    copy = shutil.copytree(llama, tmp_path / "model")
+    (tmp_path / "t.txt").write_text("How few bits can a language model live in? " * 20)
+    written, _ = run(copy, methods=["rtn"], bits=[3], save=tmp_path / "out", evaluation=str(tmp_path / "t.txt"))
+    copy.rename(tmp_path / "moved")
+    alone, _ = run(tmp_path / "out", evaluation=str(tmp_path / "t.txt"))
+    assert (alone.ppl, alone.data_sha256) == (written.ppl, written.data_sha256)
+
+
 def test_another_model_where_it_was_is_not_taken_for_it(run, llama, tmp_path):
     copy = shutil.copytree(llama, tmp_path / "model")
     written, _ = run(copy, methods=["rtn"], bits=[3], save=tmp_path / "out")
@@ -444,6 +453,18 @@ def test_a_model_is_not_overwritten_with_its_own_output(option, llama, inputs, t
     err = refused([copy, "--methods", "rtn", "--bits", 4, option, "model", "--calibration", inputs["calibration"],
                    "--evaluation", inputs["evaluation"]], monkeypatch, capfd)  # fmt: skip
     assert "cannot write model: the model itself is there" in err and tree(tmp_path) == before
+
+
+def test_outputs_of_two_formats_are_not_mixed(llama, saved, inputs, tmp_path):
+    other = shutil.copytree(llama, tmp_path / "other")
+    packed = shutil.copytree(saved, tmp_path / "packed")
+    before = tree(tmp_path)
+    for places, message in (({"save": tmp_path / "x", "export": tmp_path / "x"}, "asked for both"),
+                            ({"save": other}, "other: a model in Hugging Face format is there"),
+                            ({"export": packed}, "packed: a packed model is there")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            engine.run(str(llama), methods=["rtn"], bits=[4], store=tmp_path / "s.db", **places, **inputs)
+    assert tree(tmp_path) == before
 
 
 def test_a_base_is_for_packed_models(llama, inputs, tmp_path):
