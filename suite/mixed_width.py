@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from suite.allocation import InfeasibleBudget, Option, choose, choose_uniform
+from suite.allocation import Option, choose, choose_uniform
 from suite.blockwise import quantize_block
 from suite.cache import keep_array
 from suite.calibration import Calibration
@@ -92,7 +92,7 @@ def allocate(
     *,
     budget: float,
     method: str = "gptq",
-    bits: Sequence[int] = (2, 3, 4, 5, 6, 8),
+    bits: Sequence[float] = (2, 3, 4, 5, 6, 8),
     groups: Sequence[int | str] = (32, 64, 128),
     by: By = "linearity",
     targets: Sequence[Target] = (),
@@ -108,8 +108,8 @@ def allocate(
     Candidates are `method` at every one of `bits` and `groups` (in its own groups without any; a method of one width
     has itself only), with `options` for its recipe, and `targets` beside them. `ends`, widths, makes embedding and
     head part of it, rounded to nearest in the same groups. Everything else of the method's recipe (transforms,
-    activations, `inputs`) is kept. Raises `ValueError` for a budget below the smallest choice, which it names, and for
-    candidates that make no sense.
+    activations, `inputs`) is kept; what quantized activations lose is not in the prediction. Raises `ValueError` for a
+    budget below the smallest choice, which it names, and for candidates that make no sense.
     """
     if by not in KINDS:
         raise ValueError(f"by {by!r}: expected one of {', '.join(KINDS)}")
@@ -119,20 +119,23 @@ def allocate(
     outer = [Target(Integer(bits=b, **layout)) for b in ends for layout in _layouts(groups)]
     if by == "fisher" and recipes[0].transforms:
         raise ValueError(f"fisher information is in the checkpoint's coordinates, which {method} leaves: use linearity")
-    few = calibration.spread(SENSITIVITY_TOKENS)
-    slopes: dict[str, Slope] = {}
+    few, with_ends = calibration.spread(SENSITIVITY_TOKENS), bool(outer)
     fisher = None
     if by == "fisher":
-        fisher = Fisher.of(checkpoint, few, seed=seed, threads=threads, labels=labels, ends=bool(ends))
-        slopes = fisher.slopes(bool(ends))
-    elif by != "uniform":
-        slopes = linearity(checkpoint, few, seed=seed, threads=threads, noise=noise, ends=bool(ends))
+        fisher = Fisher.of(checkpoint, few, seed=seed, threads=threads, labels=labels, ends=with_ends)
     measured = _Measured.of(checkpoint, calibration, recipes, outer, fisher, seed, threads)
-    return measured.allocation(budget, by, slopes)
+    budget_bytes = measured.budget_bytes(budget, by)  # refused before the slopes, which take longest
+    slopes: dict[str, Slope] = {}
+    if fisher is not None:
+        slopes = fisher.slopes(with_ends)
+    elif by != "uniform":
+        slopes = linearity(checkpoint, few, seed=seed, threads=threads, noise=noise, ends=with_ends)
+    recipe, layers = measured.choose(budget_bytes, by, slopes)
+    return Allocation(recipe=recipe, by=by, budget=budget, layers=layers)
 
 
 def candidates(
-    method: str, bits: Sequence[int], groups: Sequence[int | str], targets: Sequence[Target] = (), **options: Any
+    method: str, bits: Sequence[float], groups: Sequence[int | str], targets: Sequence[Target] = (), **options: Any
 ) -> list[Recipe]:
     """The method's recipe at every width and group, then with each of `targets` for the weights.
 
@@ -198,45 +201,55 @@ class _Measured:
         return cls(base=recipes[0], names=names, shapes=[(s[0], s[1]) for s in shapes],
                    targets=inner + [outer] * n_ends, figures=keep_array(key, make), n_ends=n_ends)  # fmt: skip
 
-    def allocation(self, budget: float, by: By, slopes: dict[str, Slope]) -> Allocation:
-        """The best choice within the budget."""
+    def budget_bytes(self, budget: float, by: By) -> int:
+        """The budget in whole bytes; `ValueError` where even the smallest choice is above it."""
         weights = sum(math.prod(shape) for shape in self.shapes)
-        sizes = [[int(-(-row[_BITS] // 8)) for row in self._rows(k)] for k in range(len(self.names))]
-        budget_bytes = math.floor(Fraction(budget) * weights / 8)
-        losses = None if by == "uniform" else [self._losses(k, by, slopes) for k in range(len(self.names))]
-        try:
-            if losses is None:
-                picked = self._uniform(sizes, budget_bytes)
-            else:
-                options = [[Option(n_bytes=n, loss_nats=loss) for n, loss in zip(*pair, strict=True)]
-                           for pair in zip(sizes, losses, strict=True)]  # fmt: skip
-                picked = list(choose(options, budget_bytes))
-        except InfeasibleBudget as error:
-            least = math.ceil(8e4 * error.least_bytes / weights) / 1e4
+        whole = math.floor(Fraction(budget) * weights / 8)
+        least = sum(map(min, self._by_class() if by == "uniform" else self._sizes()))
+        if least > whole:
+            named = math.ceil(8e4 * least / weights) / 1e4
             raise ValueError(
-                f"budget {budget:g}: the smallest choice takes {least:.4f} bits per weight, scales included"
-            ) from error
-        layers = [self._choice(k, i, slopes, losses) for k, i in enumerate(picked)]
+                f"budget {budget:g}: the smallest choice takes {named:.4f} bits per weight, scales included"
+            )
+        return whole
+
+    def choose(self, budget_bytes: int, by: By, slopes: dict[str, Slope]) -> tuple[Recipe, tuple[LayerChoice, ...]]:
+        """The best choice within the budget, as a recipe and layer by layer."""
+        losses = None if by == "uniform" else [self._losses(k, by, slopes) for k in range(len(self.names))]
+        if losses is None:
+            first, *last = choose_uniform(self._by_class(), budget_bytes)
+            picked = [first] * self._inner + last * self.n_ends
+        else:
+            options = [[Option(n_bytes=n, loss_nats=loss) for n, loss in zip(*pair, strict=True)]
+                       for pair in zip(self._sizes(), losses, strict=True)]  # fmt: skip
+            picked = list(choose(options, budget_bytes))
+        layers = tuple(self._choice(k, i, slopes, losses) for k, i in enumerate(picked))
         named = tuple((x.layer, x.target) for x in layers)
-        inner = Counter(x.target for x in layers[: len(layers) - self.n_ends])
-        recipe = replace(self.base, weights=inner.most_common(1)[0][0], layers=named)  # a nominal width for the record
-        return Allocation(recipe=recipe, by=by, budget=budget, layers=tuple(layers))
+        most_common = Counter(x.target for x in layers[: self._inner]).most_common(1)[0][0]
+        return replace(self.base, weights=most_common, layers=named), layers  # `weights`: a nominal width for records
+
+    @property
+    def _inner(self) -> int:
+        return len(self.names) - self.n_ends
 
     def _rows(self, k: int) -> np.ndarray:
         return self.figures[k, : len(self.targets[k])]
 
-    def _uniform(self, sizes: list[list[int]], budget_bytes: int) -> list[int]:
-        inner = len(self.names) - self.n_ends
-        groups = [np.sum(sizes[:inner], axis=0).tolist()]
-        groups += [np.sum(sizes[inner:], axis=0).tolist()] if self.n_ends else []
-        picked = choose_uniform(groups, budget_bytes)
-        return [picked[0]] * inner + [picked[-1]] * self.n_ends
+    def _sizes(self) -> list[list[int]]:
+        """Whole bytes of every candidate of every layer."""
+        return [[-(-int(n_bits) // 8) for n_bits in self._rows(k)[:, _BITS]] for k in range(len(self.names))]
+
+    def _by_class(self) -> list[list[int]]:
+        """Whole bytes of every candidate over all layers of the blocks, and over embedding and head if they count."""
+        sizes = self._sizes()
+        classes = [sizes[: self._inner], *([sizes[self._inner :]] if self.n_ends else [])]
+        return [np.sum(layers, axis=0).tolist() for layers in classes]
 
     def _losses(self, k: int, by: By, slopes: dict[str, Slope]) -> list[float]:
         rows = self._rows(k)
         if by == "fisher":
             return rows[:, _FISHER].tolist()
-        errors = rows[:, _OUTPUT if by == "output" and k < len(self.names) - self.n_ends else _NMSE]
+        errors = rows[:, _OUTPUT if by == "output" and k < self._inner else _NMSE]  # a lookup has no Gram matrix
         return (slopes[self.names[k]].nats * errors).tolist()
 
     def _choice(self, k: int, i: int, slopes: dict[str, Slope], losses: list[list[float]] | None) -> LayerChoice:
