@@ -96,6 +96,7 @@ def quantize_matrix(
         raise ValueError("expected either a method or a recipe")
     if W.ndim != 2:
         raise ValueError(f"W: expected a matrix (out, in), found shape {tuple(W.shape)}")
+    W = W if W.dtype == torch.float64 else W.float()
     if recipe is None:
         chosen = method_named(str(method), METHODS)
         if bits is None and not chosen.fixed:
