@@ -257,7 +257,9 @@ def descend(
 ) -> torch.Tensor:
     """The least-squares scale (n,) after at most 5 rounds in which one code after the other moves where that helps.
 
-    `levels` (group, n) are changed in place. `strict`: a code stays unless the others alone have a positive norm.
+    `levels` (group, n) are changed in place. `strict`: a code stays unless the others alone have a positive norm. Codes
+    move only where sum x l > 0. Q3_K starts with its peak at code -4, so that only sub-blocks with a negative peak are
+    ever improved: so does the C code.
     """
     weighted = weights * x
     sum_xl, sum_ll = in_order(weighted * levels), in_order(weights * levels * levels)
@@ -288,7 +290,7 @@ def _descended(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def _unsigned_levels(x: torch.Tensor, top: int, power: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales or minima (count, n) >= 0 as float16 d (n,) and integers 0 .. top (count, n); `power` weights errors."""
-    largest = x.amax(0)
+    largest = x.amax(0) + 0.0  # no negative zero is stored
     if power is None:
         inverse = torch.where(largest > 0, torch.tensor(float(top)) / largest, 0.0)
         return _half(largest / top), _levels(x, inverse, top)

@@ -10,8 +10,8 @@ ties go up (+8.5, truncated) and in Q8_0 away from zero, both counted with the s
 float16, as llama.cpp does. Where a sub-block's scale is 0, so that all its codes mean the same, the code is that of
 q = 0; llama.cpp leaves what its search had found, or 0, the only bytes that differ.
 
-Formats with a minimum (Q2_K, Q4_K, Q5_K) are not symmetric in sign: zero is kept inside the range, and positive
-sub-blocks start at 0 where negative ones of small spread may start at their minimum. Values too large for float16
+Formats with a minimum (Q2_K, Q4_K, Q5_K) are not symmetric in sign: a sub-block's range begins at 0 or below, and a
+negative constant is a minimum without a scale. Q3_K's search is not either (`descend`). Values too large for float16
 scales saturate; values that call for a scale below half of the smallest float16, 2^-25, become zeros.
 """
 
