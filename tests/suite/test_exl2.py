@@ -249,10 +249,14 @@ def test_the_errors_energy_is_what_rounding_left_behind(seed, shape, group, budg
     assume(fitted_or_none(grid, W, H) is not None)
     found = Feedback(order="decreasing", groups=moving, damping=0.07).round(W, grid, H, torch.Generator())
     R, perm, _ = factor(H, "decreasing", 0.07)
-    E = W - found.grid.decode(found.codes)
-    errors = E[:, perm] @ R / R.diagonal()  # (w' - q) of each column
+    Q, errors = found.grid.decode(found.codes), torch.empty_like(W)
+    errors[:, perm] = (W - Q)[:, perm] @ R / R.diagonal()  # w' - q of each value, w' as it was when its turn came
     D = H + 0.07 * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
-    torch.testing.assert_close((errors**2 * R.diagonal() ** 2).sum(1), ((E @ D) * E).sum(1), rtol=CLOSE, atol=0)
+    energy = (errors[:, perm] ** 2 * R.diagonal() ** 2).sum(1)
+    torch.testing.assert_close(energy, (((W - Q) @ D) * (W - Q)).sum(1), rtol=CLOSE, atol=0)
+    nearest = found.grid.decode(found.grid.nearest(Q + errors))
+    slack = CLOSE * (Q.abs() + errors.abs() + W.abs().max())
+    assert bool((errors.abs() <= (Q + errors - nearest).abs() + slack).all())
 
 
 def test_it_goes_with_error_feedback_in_its_own_order_only():

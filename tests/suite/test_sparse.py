@@ -191,11 +191,15 @@ def test_the_errors_energy_is_what_dropping_and_rounding_left_behind(seed, shape
     rounding = Feedback(damping=damping, groups=groups, pick=Stochastic() if stochastic else Nearest())
     found = rounded(W, grid, H, rounding)
     R, _, _ = factor(H, "given", damping)
-    E = W - found.grid.decode(found.codes)
-    moved = found.grid.decode(found.codes) + E @ R / R.diagonal()  # each value as it was when its turn came
-    errors = torch.where(found.grid.mask, moved - found.grid.decode(found.codes), moved)
-    total = ((E @ damped(H, damping)) * E).sum(1)
+    Q = found.grid.decode(found.codes)
+    errors = (W - Q) @ R / R.diagonal()  # w' - q of each value, w' as it was when its turn came
+    total = (((W - Q) @ damped(H, damping)) * (W - Q)).sum(1)
     torch.testing.assert_close((errors**2 * R.diagonal() ** 2).sum(1), total, rtol=CLOSE, atol=0)
+    assert bool((Q[~found.grid.mask] == 0).all())
+    if not stochastic:  # what is kept went to the nearest level of the grid as it was left
+        nearest = found.grid.decode(found.grid.nearest(Q + errors))
+        slack = CLOSE * (Q.abs() + errors.abs() + W.abs().max())
+        assert bool((errors.abs() <= (Q + errors - nearest).abs() + slack).all())
 
 
 def sparse_textbook(W, H, before, grid, groups, block):
