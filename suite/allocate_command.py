@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from suite.mixed_width import Allocation
 
-_KINDS = ("linearity", "output", "fisher", "uniform")  # `suite.mixed_width.KINDS`, which would import torch
+_KINDS = ("output", "linearity", "fisher", "uniform")  # `suite.mixed_width.KINDS`, which would import torch
 
 
 def _integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -24,7 +24,7 @@ def _integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 @click.argument("model", default="reference")
 @click.option("--budget", type=float, required=True, help="Bits per weight that all layers together may take.")
 @click.option("--method", default="gptq", show_default=True, help="The method whose widths are chosen from.")
-@click.option("--by", type=click.Choice(_KINDS), default="linearity", show_default=True, help="What to go by.")
+@click.option("--by", type=click.Choice(_KINDS), default="output", show_default=True, help="What to go by.")
 @click.option("--bits", default="2,3,4,5,6,8", show_default=True, callback=_integers, help="Widths to choose from.")
 @click.option("--group", "groups", default="32,64,128", show_default=True, callback=_integers,
               help="Groups to choose from; -1 is a whole row.")  # fmt: skip

@@ -4,11 +4,12 @@ Every candidate (a method's recipe at a width and a group, or a target given) is
 the unquantized model's statistics; its bytes are those that it is stored in. What it is predicted to lose, in nats of
 KL per token:
 
-- `linearity`: alpha ||W - Q||^2 / ||W||^2, alpha from noise (`suite.sensitivity`). Right for errors without direction.
-- `output`: the same alpha times the layer's *output* error tr(E H E^T) over that of undirected noise of unit relative
-  size, ||W||^2 tr(H) / in. Equal to `linearity` for undirected errors; it gives error feedback its due.
-- `fisher`: 1/2 sum F (W - Q)^2 with the diagonal Fisher information; in the checkpoint's coordinates, so that recipes
-  with transforms are refused.
+- `output`: alpha tr(E H E^T) / (||W||^2 tr(H) / in), E = W - Q: the slope alpha from noise (`suite.sensitivity`) times
+  the layer's output error over that of undirected noise of unit relative size. It gives error feedback its due: on the
+  reference model at 3.5 bits it predicts 0.90 of GPTQ's KL, and the other two kinds 3.8 times as much as there is.
+- `linearity`: alpha ||E||^2 / ||W||^2, the linearity theorem's own. The same for errors without direction.
+- `fisher`: 1/2 sum F E^2 with the diagonal Fisher information: by far the quickest, and without direction too. In the
+  checkpoint's coordinates, so that recipes with transforms are refused.
 - `uniform`: nothing; one candidate for all layers, the one that fills the budget most.
 
 The budget counts whole bytes of every layer that is allocated: the blocks' linear weights, and with `ends` embedding
@@ -40,8 +41,8 @@ from suite.recipe import Recipe, Target
 from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.tokens import Tokens
 
-By = Literal["linearity", "output", "fisher", "uniform"]
-KINDS: tuple[By, ...] = ("linearity", "output", "fisher", "uniform")
+By = Literal["output", "linearity", "fisher", "uniform"]
+KINDS: tuple[By, ...] = ("output", "linearity", "fisher", "uniform")
 SENSITIVITY_TOKENS = 1 << 13  # of the calibration tokens, in rows spread over them; slopes then know 5 to 10% of error
 _BITS, _NMSE, _OUTPUT, _FISHER, _GROUP = range(5)  # columns of what is measured of a candidate
 
@@ -94,7 +95,7 @@ def allocate(
     method: str = "gptq",
     bits: Sequence[float] = (2, 3, 4, 5, 6, 8),
     groups: Sequence[int | str] = (32, 64, 128),
-    by: By = "linearity",
+    by: By = "output",
     targets: Sequence[Target] = (),
     ends: Sequence[int] = (),
     seed: int = 0,
@@ -118,7 +119,7 @@ def allocate(
     recipes = candidates(method, bits, groups, targets, **options)
     outer = [Target(Integer(bits=b, **layout)) for b in ends for layout in _layouts(groups)]
     if by == "fisher" and recipes[0].transforms:
-        raise ValueError(f"fisher information is in the checkpoint's coordinates, which {method} leaves: use linearity")
+        raise ValueError(f"fisher information is in the checkpoint's coordinates, which {method} leaves: use output")
     few, with_ends = calibration.spread(SENSITIVITY_TOKENS), bool(outer)
     fisher = None
     if by == "fisher":
