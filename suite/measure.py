@@ -60,15 +60,15 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     head = quantize_head(checkpoint, recipe, gram, bench.seed)
     outside, evaluated = outside | head, evaluated.holding(weights_of(head)) if head else evaluated
     packing.add_rest(outside)
-    n_bytes = packing.finish(method=pick.method, recipe=blank.recipe, bits=pick.bits, seed=bench.seed,
-                             calibration_sha256=bench.calibration.sha256)  # fmt: skip
+    header = packing.header(method=pick.method, recipe=blank.recipe, bits=pick.bits, seed=bench.seed,
+                            calibration_sha256=bench.calibration.sha256)  # fmt: skip
     if exported:
         exported.finish(evaluated)
     found = compare(Ended(evaluated, hidden), Ended(checkpoint, torch.from_numpy(base)), bench.evaluation.tensor())
     quality = asdict(summarize(found, bench.evaluation))
-    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=n_bytes,
+    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=packing.n_bytes(header),
                      fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
-    packing.describe(record, tuple(layers))
+    packing.finish(header, record, tuple(layers))
     return Outcome(record, tuple(layers))
 
 

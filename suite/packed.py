@@ -156,24 +156,28 @@ class Packing:
             save_file(tensors, self._path / shard, FORMAT)
             self._shards[shard] = sha256_of(self._path / shard)
 
-    def finish(self, *, method: str, recipe: str, bits: float | None, seed: int, calibration_sha256: str) -> int:
-        """Write the header, which makes the directory a packed model; returns `model_bytes`."""
+    def header(self, *, method: str, recipe: str, bits: float | None, seed: int, calibration_sha256: str) -> Header:
+        """The header of what was added."""
         checkpoint = self._checkpoint
         config = json.loads(json.dumps(checkpoint.configuration))  # its keys as the header will have them: texts
-        header = Header(
+        return Header(
             method=method, recipe=recipe, bits=bits, seed=seed, model_sha256=checkpoint.sha256,
             calibration_sha256=calibration_sha256, tied=checkpoint.tied, config=config,
             layers=self._layers, ranges=self._ranges, shards=self._shards,
         )  # fmt: skip
-        if self._path is not None:
-            (self._path / HEADER).write_text(header.text, encoding="utf8")
+
+    def n_bytes(self, header: Header) -> int:
+        """`model_bytes`: the size of all shards and the header."""
         return self._n_bytes + len(header.text.encode())
 
-    def describe(self, record: Record, layers: tuple[LayerRecord, ...]) -> None:
-        """Put beside the model what is not part of it: its tokenizer, the base model's place and what was measured."""
-        if self._path is None:
-            return
-        about = self._path / ABOUT
+    def finish(self, header: Header, record: Record, layers: tuple[LayerRecord, ...]) -> None:
+        """Write what is beside the model, and then the header, which makes the directory a packed model."""
+        if self._path is not None:
+            self._describe(self._path / ABOUT, record, layers)
+            (self._path / HEADER).write_text(header.text, encoding="utf8")
+
+    def _describe(self, about: Path, record: Record, layers: tuple[LayerRecord, ...]) -> None:
+        """Tokenizer, the base model's place, and what was measured."""
         about.mkdir(exist_ok=True)
         copy_small(self._checkpoint.path, about, TOKENIZER)
         name = self._checkpoint.name
