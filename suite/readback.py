@@ -83,7 +83,8 @@ class PackedModel:
                                        sha256=header.sha256)  # fmt: skip
         payloads = {key.removesuffix(".weight"): files[key] for key in shapes}
         bare = cls(path, header, recipe, checkpoint, payloads, Provenance.read(path, name))
-        return replace(bare, checkpoint=checkpoint.holding(weights_of(bare.layers_outside())))
+        outside = bare.layers_outside()
+        return replace(bare, checkpoint=checkpoint.holding(weights_of(outside))) if outside else bare
 
     def quantized(self, layer: str) -> Quantized:
         """The quantized matrix of this name; `ValueError` where payload and header do not fit."""

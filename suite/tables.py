@@ -112,10 +112,15 @@ def _table(ran: Sequence[Record]) -> Table:
         size = None if r.model_bytes is None else r.model_bytes / 2**20
         table.add_row(
             r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(size, 3),
-            f"{number(r.ppl)} ± {number(r.ppl_se, 2)}", f"{number(r.kl, 3)} ± {number(r.kl_se, 2)}",
+            _with_error(r.ppl, r.ppl_se, 4), _with_error(r.kl, r.kl_se, 3),
             "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
         )  # fmt: skip
     return table
+
+
+def _with_error(value: float | None, error: float | None, digits: int) -> str:
+    """A figure, and its standard error where it has one."""
+    return number(value, digits) + ("" if error is None else f" ± {number(error, 2)}")
 
 
 def to_json(records: Sequence[Record]) -> str:
