@@ -7,8 +7,8 @@ output a scale, stored in 4 bits on a quadratic ladder under one float16 for the
     value = (code - 2^(b-1)) s,   s = (k / 16)^2 t,   k in 1..16,
     k = round(16 sqrt(a / max a)),   a = 2 max|w| / (2^b - 1) by output,   t = p max a in float16,
 
-with one shrink p for the group, of 48 from 1 down to 0.75: the least sum |w - q|^3.5, the largest of equals. Ties of
-codes and of k go to even. Meant for error feedback in the same order, which fits a group when its turn comes.
+with one shrink p for the group, from 1 down to 0.75 in 48 steps: the least sum |w - q|^3.5, the largest of equals.
+Ties of codes and of k go to even. Meant for error feedback in the same order, which fits a group when its turn comes.
 
 `budget` is in bits per weight of the whole matrix, everything that is stored included, and never exceeded: all groups
 begin at the narrowest width and are widened in turn, the most important first, while the next step still fits. By
@@ -161,7 +161,7 @@ def _fit_group(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]
     ratio = scale / torch.where(largest == 0, 1.0, largest)
     steps = (16 * ratio.sqrt()).round_().clamp_(1, 16)
     best, least = _stored(largest), math.inf
-    for p in torch.linspace(1.0, _LEAST, _STEPS, dtype=torch.float64).tolist():
+    for p in torch.linspace(1.0, _LEAST, _STEPS + 1, dtype=torch.float64).tolist():
         top = _stored(largest * p)
         s = (steps.square() * (top / 256))[:, None]
         error = (x / s).round_().clamp_(-middle, most - middle).mul_(s).sub_(x).abs_()

@@ -5,8 +5,8 @@
 - `magnitude`: the largest |w|.
 - `wanda`: the largest |w_j| sqrt(H_jj) (Sun, Liu, Bair, Kolter 2023, arXiv:2306.11695, eq. 1).
 - `feedback`: the largest |w_j| R_jj, with w as it is inside error feedback when the first column of the set comes up
-  and H + lambda I = R R^T (Frantar and Alistarh 2023, arXiv:2301.00774, sec. 3.3, where 1 / R_jj^2 is the diagonal of
-  the inverse at that moment). For a diagonal H it is Wanda's.
+  and H + lambda I = R R^T (Frantar and Alistarh 2023, arXiv:2301.00774, Alg. 1, where 1 / R_jj^2 is what the inverse of
+  H + lambda I has on its diagonal when j is the first column left). For a diagonal H it is Wanda's.
 
 Of equal scores the earlier column stays, so that exactly `kept` of `of` are marked, zeros too. The inner grid is fitted
 to the matrix with the dropped values at 0: as if they were not there, wherever the grid holds a zero, since a zero

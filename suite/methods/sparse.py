@@ -8,7 +8,7 @@
 
 At 16 bits the kept weights are float16, 9 bits per weight with their positions; there are no scales then, and `group`
 says nothing. At 2 to 8 bits they are asymmetric integers in groups of 128 inputs, 64 of them kept: rounded to nearest
-after the choice, or for SparseGPT within the same feedback (its joint quantization, section 3.5).
+after the choice, or for SparseGPT within the same feedback (its joint quantization).
 
 Both papers calibrate a layer on the activations of the model pruned so far, and so do we (`inputs="quantized"`). The
 releases measure a whole decoder block before they prune any of it; here each site is measured when those before it

@@ -142,7 +142,7 @@ def twin(x, bits):
     largest = most.max()
     steps = np.clip(np.rint(16 * np.sqrt(most / largest)), 1, 16)
     found = []
-    for p in np.linspace(1.0, 0.75, 48):
+    for p in (1 - i / 48 / 4 for i in range(49)):
         top = float(np.float16(p * largest))
         s = ((steps / 16) ** 2 * top)[:, None]
         codes = np.clip(np.rint(x / s) + 2 ** (bits - 1), 0, 2**bits - 1)
