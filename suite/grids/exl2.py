@@ -210,6 +210,11 @@ class FittedExl2:
                    group_of=group_of, middle=middle)  # fmt: skip
 
     @property
+    def n_codes(self) -> int:
+        """How many different codes the widest group has."""
+        return 2 ** int(self.widths.max())
+
+    @property
     def group_size(self) -> int:
         """How many input channels share scales."""
         return min(self.grid.group, self.shape[1])
@@ -232,7 +237,7 @@ class FittedExl2:
         if cost is None:
             return self.snap(x, columns)[0]
         scale, middle = self._affine(columns)
-        levels = torch.arange(2 ** int(self.widths.max()), dtype=x.dtype)
+        levels = torch.arange(self.n_codes, dtype=x.dtype)
         penalty = (x[..., None] - scale[..., None] * (levels - middle[:, None])) ** 2 + cost[: len(levels)]
         return penalty.masked_fill(levels >= 2 * middle[:, None], math.inf).argmin(-1).to(torch.uint8)
 

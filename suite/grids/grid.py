@@ -31,6 +31,10 @@ class Fitted(Protocol):
         """Values that share a code."""
 
     @property
+    def n_codes(self) -> int:
+        """How many different codes there are, in the widest group."""
+
+    @property
     def group_size(self) -> int:
         """How many values really share a scale; recorded for every layer."""
 
@@ -53,7 +57,7 @@ class Fitted(Protocol):
         """Codes nearest to `x`, and the values they stand for, in one go."""
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes of the levels just below and just above `x`; outside the range both are the last level."""
+        """Codes of the two levels around `x`, the lower code first; outside the range both are the last level."""
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for."""

@@ -64,6 +64,17 @@ class Layout:
         """How many values share parameters, but for short groups."""
         return self.width if self.flat else self.width * -(-self.shape[0] // self.rows)
 
+    @property
+    def members(self) -> torch.Tensor:
+        """How many values each group really has, int64, broadcastable to (R, C)."""
+        n_out, n_in = self.shape
+        rows, columns = self.parameters
+        if not self.flat and rows < n_out:
+            return self.width * (n_out // rows + (torch.arange(rows) < n_out % rows))[:, None]
+        counts = torch.full((1, columns), self.width)
+        counts[0, -1] = (n_out * n_in if self.flat else n_in) - (columns - 1) * self.width
+        return counts
+
     def grouped(self, x: torch.Tensor, fill: float) -> torch.Tensor:
         """`x` (out, in) as (R, C, members of a group), short groups filled up with `fill`."""
         n_out, n_in = x.shape

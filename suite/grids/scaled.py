@@ -83,7 +83,7 @@ class Scaled:
         groups = layout.grouped(W, 0.0)
         element = self._element(W, groups, layout, importance)
         if self.scale.clip is None:
-            return self._bind(layout, element, self.scale.fit(groups, element))
+            return self._bind(layout, element, self.scale.fit(groups, layout.members, element))
         return self._search(W, groups, layout, element)
 
     def _element(self, W: torch.Tensor, groups: torch.Tensor, layout: Layout, H: torch.Tensor | None) -> Element:
@@ -93,7 +93,7 @@ class Scaled:
             return constant
         if self.element.weighted and H is None:
             raise ValueError("a weighted table needs the Gram matrix H")
-        scale = layout.expand(self.scale.scale(self.scale.fit(groups, ELEMENTS["binary"])))
+        scale = layout.expand(self.scale.scale(self.scale.fit(groups, layout.members, ELEMENTS["binary"])))
         weight = scale.square().expand_as(W)
         if self.element.weighted and H is not None:
             weight = weight * H.diagonal().to(W.dtype)
@@ -116,7 +116,7 @@ class Scaled:
         assert clip is not None
         best, least = None, torch.full(layout.parameters, math.inf, dtype=W.dtype)
         for i in range(max(1, int(clip.most * clip.steps))):
-            fitted = self._bind(layout, element, self.scale.fit(groups, element, 1 - i / clip.steps))
+            fitted = self._bind(layout, element, self.scale.fit(groups, layout.members, element, 1 - i / clip.steps))
             E = W - fitted.decode(fitted.nearest(W))
             objective = layout.grouped(E.abs_().pow_(clip.norm), 0.0).sum(-1)
             best = fitted if best is None else best._where(objective < least, fitted)
@@ -263,7 +263,7 @@ class FittedScaled:
         alone = replace(self.grid, group="row", pad=False)
         layout = alone.layout((x.shape[0], x.shape[1]))
         groups = layout.grouped(x, 0.0)
-        fresh = (alone._bind(layout, self.element, rule.fit(groups, self.element)) if rule.clip is None
+        fresh = (alone._bind(layout, self.element, rule.fit(groups, layout.members, self.element)) if rule.clip is None
                  else alone._search(x, groups, layout, self.element))  # fmt: skip
         stored = {name: values.clone() for name, values in self.stored.items()}
         for name, values in stored.items():

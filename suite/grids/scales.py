@@ -1,6 +1,6 @@
 """Scales of a group: which statistic sets them, and what they are stored in.
 
-Every rule is a frozen value. `fit` takes groups (R, C, members) and gives the stored parameters by name; `scale` reads
+Every rule is a frozen value. `fit` takes groups (R, C, width) and gives the stored parameters by name; `scale` reads
 them back as the factors (R, C) between levels and values; `inverse` is what values are multiplied by before they are
 encoded. A group of zeros keeps a scale that can be stored, and decodes to zeros wherever the element has a zero.
 
@@ -32,8 +32,11 @@ class ScaleRule(Protocol):
     def separate(self) -> bool:
         """Whether a group's scale is stored without regard to other groups', so that it can be fitted anew alone."""
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
-        """Parameters for groups `x` (R, C, members), their statistic multiplied by `shrink`."""
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+        """Parameters for groups `x` (R, C, width), short ones filled up with zeros beyond their `members`.
+
+        The statistic is multiplied by `shrink`.
+        """
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """Factors (R, C) that levels are multiplied by."""
@@ -72,18 +75,18 @@ class RealScale:
 
     separate = True
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
-        """A scale for each group; 1 for a group of zeros."""
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+        """A scale for each group; of zeros, 1, or the least that can be stored where the element has no zero."""
         if self.statistic == "absmean":
-            scale = x.abs().mean(-1)
+            scale = x.abs().sum(-1) / members
         elif self.statistic == "rms":
-            scale = x.square().mean(-1).sqrt()
+            scale = (x.square().sum(-1) / members).sqrt()
         else:
             scale = x.abs().amax(-1) / element.reach
         kind = torch.finfo(stored_type(self.bits))
         least = kind.smallest_normal * kind.eps  # the smallest subnormal
         stored = (scale * shrink).clamp(max=kind.max).to(stored_type(self.bits)).to(x.dtype).clamp_(min=least)
-        stored = torch.where(scale == 0, 1.0, stored)
+        stored = torch.where(scale == 0, 1.0 if 0.0 in element.levels else least, stored)
         if self.signed and self.statistic == "absmax":
             outward = -1.0 if element.reach == -min(element.levels) else 1.0
             stored = torch.where(x.amax(-1) > -x.amin(-1), outward, -outward).to(x.dtype) * stored
@@ -124,7 +127,7 @@ class PowerOfTwo:
     clip = None
     separate = True
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
         """Exponents plus 127; 0 for a group of zeros."""
         most = x.abs().amax(-1)
         reach, mantissa = element.reach, _mantissa(element)
@@ -178,7 +181,7 @@ class TwoLevel:
     clip = None
     separate = False
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
         """E4M3 numbers "scale" (R, C), and "tensor_scale" (1, 1); a matrix of zeros has the tensor scale 1."""
         most = x.abs().amax(-1)
         g = most.amax().reshape(1, 1) / (E4M3.reach * element.reach)
@@ -223,7 +226,7 @@ class DoubleQuantized:
     clip = None
     separate = False
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
         """Codes "absmax_code" of the map, "absmax_absmax" of its blocks and the "offset"; and "absmax", not stored."""
         absmax = x.abs().amax(-1).float()
         offset = absmax.mean().reshape(1, 1)
@@ -269,7 +272,7 @@ class Unscaled:
     clip = None
     separate = True
 
-    def fit(self, x: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
         """Nothing."""
         return {"unit": torch.ones(x.shape[:2], dtype=x.dtype)}
 

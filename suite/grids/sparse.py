@@ -134,6 +134,11 @@ class FittedSparse:
         return self.inner.shape
 
     @property
+    def n_codes(self) -> int:
+        """How many different codes there are."""
+        return self.inner.n_codes
+
+    @property
     def group_size(self) -> int:
         """How many inputs share a scale, kept or not."""
         return self.inner.group_size
