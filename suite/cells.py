@@ -68,16 +68,22 @@ def picks(
     *,
     group: int | None = None,
     activation_bits: int | None = None,
+    strict: bool = True,
 ) -> list[Pick]:
     """Every method at every width, then the recipes; the same recipe once. Fixed formats are there once.
 
-    `group` -1 is a whole row, as is the field's custom. Raises `ValueError` for widths or groups no method takes.
+    `group` -1 is a whole row, as is the field's custom. Raises `ValueError` for a group that a method does not take,
+    and for a width, unless not `strict`: then a method is there at those widths that it has, and only a width that
+    no method at all has is an error.
     """
     options = {} if group is None else {"group": "row" if group == -1 else group}
     wanted = sorted(set(bits))
+    if not strict and not {width for method in METHODS for width in method.bits}.issuperset(wanted):
+        strict = True
     found: dict[Recipe, Pick] = {}
     for method in methods:
-        for width in method.bits if method.fixed else wanted:
+        widths = wanted if strict else [width for width in wanted if width in method.bits]
+        for width in method.bits if method.fixed else widths:
             recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
             if activation_bits is not None:
                 recipe = with_activations(recipe, activation_bits)

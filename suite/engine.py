@@ -167,7 +167,8 @@ def run(
     else:
         named = [method_named(name) for name in methods] if methods is not None else ([] if recipes else list(METHODS))
         parsed = [parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
-        chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits)
+        strict = methods is not None and bits is not None  # otherwise each method at what it takes of the widths
+        chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits, strict=strict)
         seeds = limits.seeds if seed is None else (seed,)
         setting = replace(setting, alone=len(chosen) * len(seeds) == 1)
         check_places(save, export, model)

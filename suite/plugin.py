@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = option("--methods")
         chosen = METHODS if names is None else [method_named(name) for name in names.split(",")]
         bits = tier.bits if option("--bits") is None else [int(part) for part in option("--bits").split(",")]
-        wanted = picks(chosen, bits)
+        wanted = picks(chosen, bits, strict=names is not None and option("--bits") is not None)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     seeds = tier.seeds if option("--seed") is None else (option("--seed"),)

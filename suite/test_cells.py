@@ -11,5 +11,5 @@ def test_cell(bitfrontier_record: Record) -> None:
     if record.status == "skipped":
         pytest.skip(str(record.reason))
     assert record.status == "ok", record.reason
-    assert record.bpw is not None and record.bits is not None and record.bpw >= record.bits
+    assert record.bpw is not None and record.bpw_entropy is not None and 0 < record.bpw_entropy <= record.bpw
     assert record.kl is not None and record.kl >= 0

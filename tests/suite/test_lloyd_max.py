@@ -55,7 +55,7 @@ def test_the_closed_form_of_the_error_is_that_of_rounding(bits):
 @pytest.mark.parametrize(("table", "column"), [("free", 0), ("uniform", 1)])
 @widths
 def test_the_grid_has_the_error_of_the_table(bits, table, column):
-    """Through the grid, on 2^20 quantiles: they end at 4.9 sigma, where 8 uniform bits have a hundredth of their error."""
+    """Through the grid, on 2^20 quantiles, which end at 4.9 sigma."""
     quantiles = norm.ppf((np.arange(1 << 20) + 0.5) / (1 << 20))
     W = torch.from_numpy(quantiles).float().reshape(1024, 1024)
     grid = Scaled(element=GaussianTable(bits=bits, spacing=table), group="tensor",

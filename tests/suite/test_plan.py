@@ -36,6 +36,18 @@ def test_picks_are_every_method_at_every_width_once():
     assert [(pick.method, pick.bits) for pick in chosen] == [("rtn", 2), ("rtn", 4), ("gptq", 2), ("gptq", 4)]
 
 
+def test_a_method_is_there_at_those_widths_that_it_has_unless_asked_strictly():
+    with pytest.raises(ValueError, match="bits 1: wanda-24 takes 2 to 16"):
+        picks([method_named("rtn"), method_named("wanda-24")], [1, 4])
+    chosen = picks([method_named("rtn"), method_named("wanda-24")], [1, 4], strict=False)
+    assert [(pick.method, pick.bits) for pick in chosen] == [("rtn", 1), ("rtn", 4), ("wanda-24", 4)]
+
+
+def test_a_fixed_format_is_picked_once_whatever_the_widths():
+    chosen = picks([method_named("mxfp4"), method_named("q6_k")], [2, 8], group=64)
+    assert [(pick.method, pick.bits) for pick in chosen] == [("mxfp4", 4), ("q6_k", 6)]
+
+
 def test_a_recipe_that_a_method_already_gives_is_picked_once():
     rtn = method_named("rtn")
     same, other = rtn.recipe(bits=4), rtn.recipe(bits=4, group=64)
