@@ -267,7 +267,8 @@ class FittedScaled:
                  else alone._search(x, groups, layout, self.element))  # fmt: skip
         stored = {name: values.clone() for name, values in self.stored.items()}
         for name, values in stored.items():
-            values[:, group] = fresh.stored[name][:, 0]
+            if values.shape == self.scale.shape:  # others, the matrix has one of
+                values[:, group] = fresh.stored[name][:, 0]
         scale, inverse = self.scale.clone(), self.inverse.clone()
         scale[:, group], inverse[:, group] = fresh.scale[:, 0], fresh.inverse[:, 0]
         return replace(self, stored=stored, scale=scale, inverse=inverse)

@@ -175,17 +175,24 @@ class TwoLevel:
     """NVFP4: an E4M3 scale per group on a float32 scale g of the whole matrix, g = max|W| / (448 reach).
 
     A group's scale is at least the smallest normal E4M3 number, 2^-6, so that groups more than 2^-15 below the
-    largest lose their small values. Values are multiplied by (1 / g) / s, as torchao does.
+    largest lose their small values. Values are multiplied by (1 / g) / s, as torchao does. With `matrix=False` there
+    is no g: it is 1, and not stored.
     """
 
+    matrix: bool = True
+
     clip = None
-    separate = False
+
+    @property
+    def separate(self) -> bool:
+        """Only without a scale of the whole matrix."""
+        return not self.matrix
 
     def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
         """E4M3 numbers "scale" (R, C), and "tensor_scale" (1, 1); a matrix of zeros has the tensor scale 1."""
         most = x.abs().amax(-1)
         g = most.amax().reshape(1, 1) / (E4M3.reach * element.reach)
-        g = torch.where(g == 0, 1.0, g.float().clamp(min=2.0**-126).to(x.dtype))
+        g = torch.where((g == 0) | (not self.matrix), 1.0, g.float().clamp(min=2.0**-126).to(x.dtype))
         wanted = (most / element.reach / g).clamp(min=2.0**-6, max=E4M3.reach)
         levels = torch.tensor(E4M3.levels, dtype=x.dtype)
         return {"tensor_scale": g, "scale": levels[E4M3.encode(wanted).to(torch.int64)]}
@@ -200,16 +207,20 @@ class TwoLevel:
 
     def integers(self, stored: Stored) -> list[torch.Tensor]:
         """The bits of g, then the E4M3 codes."""
-        return [to_bits(stored["tensor_scale"], 32), E4M3.encode(stored["scale"])]
+        codes = E4M3.encode(stored["scale"])
+        return [to_bits(stored["tensor_scale"], 32), codes] if self.matrix else [codes]
 
     def restore(self, integers: list[torch.Tensor], rows: int, columns: int) -> Stored:
         """The numbers that have these bits."""
-        scale = torch.tensor(E4M3.levels)[integers[1]].reshape(rows, columns)
-        return {"tensor_scale": from_bits(integers[0], 32).reshape(1, 1), "scale": scale}
+        g = from_bits(integers[0], 32) if self.matrix else torch.ones(1)
+        return {
+            "tensor_scale": g.reshape(1, 1),
+            "scale": torch.tensor(E4M3.levels)[integers[-1]].reshape(rows, columns),
+        }
 
     def widths(self, rows: int, columns: int) -> Widths:
         """Eight bits for each group, 32 for the matrix."""
-        return {"tensor_scale": (1, 32), "scale": (rows * columns, 8)}
+        return ({"tensor_scale": (1, 32)} if self.matrix else {}) | {"scale": (rows * columns, 8)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.grids import Integer, ShrinkSearch
+from suite.grids import DoubleQuantized, Gguf, Integer, PowerOfTwo, RealScale, Scaled, ShrinkSearch, TwoLevel
 from suite.methods import method_named
 from suite.quantize import quantize_layer, relative_errors
 from suite.recipe import Target
@@ -58,6 +58,28 @@ def of_llama_cpp(c):
     return Target(Integer(bits=4, group=c["block"], convention="signed-max"))
 
 
+def of_mx(element):
+    """Of torchao, and of microxcaling, which takes halves away from zero: single values in 10^5 differ."""
+
+    def target(c):
+        rule = {"FLOOR": "floor", "RCEIL": "up", "CEIL": "ceil", "EVEN": "even"}[c["scaling_mode"]]
+        return Target(Scaled(element=element, group=c["block"], scale=PowerOfTwo(rule), pad=True))
+
+    return target
+
+
+def of_bitsandbytes(element):
+    def target(c):
+        scale = DoubleQuantized() if c["double_quant"] else RealScale(bits=32)
+        return Target(Scaled(element=element, group=c["block"], scale=scale, axis="flat"))
+
+    return target
+
+
+def of_nvfp4(c):
+    return Target(Scaled(element="e2m1", group=c["block"], scale=TwoLevel(matrix=c["per_tensor_scale"]), pad=True))
+
+
 def group(c):
     return "row" if c["group"] == -1 else c["group"]
 
@@ -71,7 +93,14 @@ OURS = {
     "brevitas_rtn": of_brevitas,
     "brevitas_gptq": of_brevitas,
     "gguf_q4_0": of_llama_cpp,
-}
+    "gguf_q8_0": lambda c: Target(Gguf(type="q8_0")),
+    "nvfp4": of_nvfp4,
+    "bnb_nf4": of_bitsandbytes("nf4"),
+    "bnb_fp4": of_bitsandbytes("fp4-bitsandbytes"),
+    "mxint8_microxcaling": of_mx("int8"),
+    **{f"mxfp{bits}_{element}{of}": of_mx(element) for of in ("", "_microxcaling")
+       for bits, element in ((4, "e2m1"), (6, "e2m3"), (6, "e3m2"), (8, "e4m3"), (8, "e5m2"))},
+}  # fmt: skip
 
 
 def in_the_main_run(row):

@@ -72,6 +72,8 @@ PROMISES = [
     Promise(mx("e5m2"), again=True, odd=True, constant=1 / 8),
     Promise(mx("int8"), again=True, odd=True, constant=2.0**-7),
     Promise(Scaled(element="e2m1", group=16, scale=TwoLevel(), pad=True), odd=True, constant=2.0**-20),
+    Promise(Scaled(element="e2m1", group=16, scale=TwoLevel(matrix=False), pad=True), powers=False, odd=True,
+            constant=1 / 16),
     Promise(Scaled(element="e4m3", group="row"), odd=True),
     Promise(Scaled(element="e3m2", group=24), odd=True),
     Promise(Scaled(element="e2m1", group=5, axis=0), odd=True),
