@@ -66,11 +66,14 @@ def _die_with_parent() -> None:
 
 @cache
 def return_freed_memory() -> None:
-    """Make glibc hand freed tensors of 1 MiB and more back at once: left alone it keeps holes of up to 32 MiB each."""
+    """Make glibc hand freed tensors of 4 MiB and more back at once: left alone it keeps holes of up to 32 MiB each.
+
+    From 1 MiB on, the peak is hardly flatter, and page faults cost a quarter of RTN's processor time.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, which also ends its dynamic adjustment
+            libc.mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD, which also ends its dynamic adjustment
 
 
 def reset_peak() -> None:
