@@ -64,6 +64,11 @@ def fields_of(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     return x.view(whole), mantissa, bias
 
 
+def has_nan(x: torch.Tensor) -> bool:
+    """Whether a number is NaN; their sum says at once that none is, unless infinities cancel."""
+    return bool(x.sum().isnan()) and bool(x.isnan().any())
+
+
 @dataclass(frozen=True)
 class FloatFormat:
     """A sign, `exponent` and `mantissa` bits, with subnormals: (-1)^s 2^(e - bias) 1.m, and 2^(1 - bias) 0.m at e = 0.
@@ -123,7 +128,7 @@ class FloatFormat:
         With the exponent e of |x|, at least that of the smallest normal number, the magnitude's code is
         (e - e_min) 2^m + round(|x| 2^(m - e)): a mantissa that rounds up carries into the exponent by itself.
         """
-        if self.type is not None and x.dtype == torch.float32 and saturate and not bool(x.isnan().any()):
+        if self.type is not None and x.dtype == torch.float32 and saturate and not has_nan(x):
             cast = x.clamp(-self.reach, self.reach).to(self.type)
             return cast.view(torch.uint8) if self.bits == 8 else cast.view(torch.int16).to(torch.int32) & 0xFFFF
         size = x.abs()
@@ -135,11 +140,10 @@ class FloatFormat:
         code = steps.to(whole.dtype).add_(e.sub_(lowest + bias).bitwise_left_shift_(self.mantissa))
         code = code.clamp_(max=self.top_code if saturate or self.special == "finite" else self.top_code + 1)
         code = code.to(torch.int32)
-        missing = x.isnan()
-        if bool(missing.any()):
+        if has_nan(x):
             if self.special == "finite":
                 raise ValueError(f"NaN has no code in {self.name}")
-            code = torch.where(missing, self._nan_code, code)
+            code = torch.where(x.isnan(), self._nan_code, code)
         negative = x.view(whole.dtype) < 0  # the sign bit, of -0 too
         return code.add_(negative, alpha=1 << (self.bits - 1)).to(code_type(self.bits))
 
@@ -175,7 +179,7 @@ class FixedPoint:
 
     def encode(self, x: torch.Tensor, saturate: bool = True) -> torch.Tensor:
         """The codes nearest to `x`, ties to even; always saturates, symmetrically. `ValueError` for NaN."""
-        if bool(x.isnan().any()):
+        if has_nan(x):
             raise ValueError(f"NaN has no code in {self.name}")
         top = 2 ** (self.bits - 1) - 1
         code = (x * 2.0**self.fraction).round_().clamp_(-top, top).to(torch.int32)
@@ -198,7 +202,7 @@ class Table:
 
     def encode(self, x: torch.Tensor, saturate: bool = True) -> torch.Tensor:
         """The codes nearest to `x`, ties to the even place; always saturates. `ValueError` for NaN."""
-        if bool(x.isnan().any()):
+        if has_nan(x):
             raise ValueError(f"NaN has no code in {self.name}")
         search = _search(self.levels, x.dtype)
         return search.place(x).to(code_type(self.bits))

@@ -25,6 +25,9 @@ def check_matrix(W: torch.Tensor) -> None:
         raise ValueError(f"expected a non-empty matrix, found shape {tuple(W.shape)}")
 
 
+_CHUNK = 1 << 17  # values looked at in one go: what is computed of them stays in a core's cache
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Parameters (R, C) of an (out, in) matrix: element (r, j) has those of row r % R, column j // width.
@@ -122,3 +125,27 @@ class Layout:
         if 1 < values.shape[0] < n_out:
             values = values.repeat(-(-n_out // values.shape[0]), 1)[:n_out]
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A matrix cut into groups, `values` (R, C, width); short ones are filled up with zeros beyond their `members`."""
+
+    values: torch.Tensor
+    members: torch.Tensor
+    largest: torch.Tensor  # magnitude, (R, C)
+
+    @classmethod
+    def of(cls, W: torch.Tensor, layout: Layout) -> "Groups":
+        """Cut `W` (out, in); `ValueError` for NaN or infinite values."""
+        values = layout.grouped(W, 0.0)
+        parts = [part.abs().amax(-1) for part in in_chunks(values.reshape(-1, values.shape[-1]))]
+        largest = torch.cat(parts).reshape(values.shape[:2])
+        if not bool(torch.isfinite(largest).all()):  # NaN spreads too
+            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
+        return cls(values, layout.members, largest)
+
+
+def in_chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows (n, width) in pieces of about 2^17 values, at least a row each."""
+    return rows.split(max(1, _CHUNK // rows.shape[1]))

@@ -17,13 +17,12 @@ import torch
 from kernels.packing import pack, unpack
 from suite.coding import entropy_bits
 from suite.grids.elements import ELEMENTS, Element, Table, code_type
-from suite.grids.layout import ALL, Axis, Columns, Group, Layout, check_group, check_matrix
+from suite.grids.layout import ALL, Axis, Columns, Group, Groups, Layout, check_group, check_matrix, in_chunks
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.scales import DoubleQuantized, PowerOfTwo, RealScale, Stored, TwoLevel, Unscaled
 from suite.grids.stored import from_bits, to_bits
 
 Scale = RealScale | PowerOfTwo | TwoLevel | DoubleQuantized | Unscaled
-_CHUNK = 1 << 17  # values encoded at once: temporaries stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +76,21 @@ class Scaled:
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
-        if not bool(torch.isfinite(W.sum()) or torch.isfinite(W).all()):
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         layout = self.layout((W.shape[0], W.shape[1]))
-        groups = layout.grouped(W, 0.0)
+        groups = Groups.of(W, layout)
         element = self._element(W, groups, layout, importance)
         if self.scale.clip is None:
-            return self._bind(layout, element, self.scale.fit(groups, layout.members, element))
+            return self._bind(layout, element, self.scale.fit(groups, element))
         return self._search(W, groups, layout, element)
 
-    def _element(self, W: torch.Tensor, groups: torch.Tensor, layout: Layout, H: torch.Tensor | None) -> Element:
+    def _element(self, W: torch.Tensor, groups: Groups, layout: Layout, H: torch.Tensor | None) -> Element:
         constant = self._constant()
         if constant is not None or not isinstance(self.element, KMeansTable):
             assert constant is not None
             return constant
         if self.element.weighted and H is None:
             raise ValueError("a weighted table needs the Gram matrix H")
-        scale = layout.expand(self.scale.scale(self.scale.fit(groups, layout.members, ELEMENTS["binary"])))
+        scale = layout.expand(self.scale.scale(self.scale.fit(groups, ELEMENTS["binary"])))
         weight = scale.square().expand_as(W)
         if self.element.weighted and H is not None:
             weight = weight * H.diagonal().to(W.dtype)
@@ -110,13 +107,13 @@ class Scaled:
         columns_first = scale.T.contiguous().T, inverse.T.contiguous().T  # error feedback reads column after column
         return FittedScaled(self, layout, element, stored, *columns_first)
 
-    def _search(self, W: torch.Tensor, groups: torch.Tensor, layout: Layout, element: Element) -> "FittedScaled":
+    def _search(self, W: torch.Tensor, groups: Groups, layout: Layout, element: Element) -> "FittedScaled":
         """For every group the shrunk statistic with the least sum |x - q|^norm; the first of equal ones."""
         clip = self.scale.clip
         assert clip is not None
         best, least = None, torch.full(layout.parameters, math.inf, dtype=W.dtype)
         for i in range(max(1, int(clip.most * clip.steps))):
-            fitted = self._bind(layout, element, self.scale.fit(groups, layout.members, element, 1 - i / clip.steps))
+            fitted = self._bind(layout, element, self.scale.fit(groups, element, 1 - i / clip.steps))
             E = W - fitted.decode(fitted.nearest(W))
             objective = layout.grouped(E.abs_().pow_(clip.norm), 0.0).sum(-1)
             best = fitted if best is None else best._where(objective < least, fitted)
@@ -212,9 +209,11 @@ class FittedScaled:
         flat = groups.reshape(-1, groups.shape[-1])
         factors = self.inverse.reshape(-1, 1)
         codes = torch.empty(flat.shape, dtype=code_type(self.element.bits))
-        step = max(1, _CHUNK // flat.shape[1])
-        for a in range(0, len(flat), step):
-            codes[a : a + step] = self.element.encode(flat[a : a + step] * factors[a : a + step])
+        start = 0
+        for part in in_chunks(flat):
+            stop = start + len(part)
+            codes[start:stop] = self.element.encode(part * factors[start:stop])
+            start = stop
         return self.layout.ungrouped(codes.reshape(groups.shape)).contiguous()
 
     def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,8 +261,8 @@ class FittedScaled:
         rule = self.grid.scale
         alone = replace(self.grid, group="row", pad=False)
         layout = alone.layout((x.shape[0], x.shape[1]))
-        groups = layout.grouped(x, 0.0)
-        fresh = (alone._bind(layout, self.element, rule.fit(groups, layout.members, self.element)) if rule.clip is None
+        groups = Groups.of(x, layout)
+        fresh = (alone._bind(layout, self.element, rule.fit(groups, self.element)) if rule.clip is None
                  else alone._search(x, groups, layout, self.element))  # fmt: skip
         stored = {name: values.clone() for name, values in self.stored.items()}
         for name, values in stored.items():

@@ -1,6 +1,6 @@
 """Scales of a group: which statistic sets them, and what they are stored in.
 
-Every rule is a frozen value. `fit` takes groups (R, C, width) and gives the stored parameters by name; `scale` reads
+Every rule is a frozen value. `fit` takes groups and gives the stored parameters by name; `scale` reads
 them back as the factors (R, C) between levels and values; `inverse` is what values are multiplied by before they are
 encoded. A group of zeros keeps a scale that can be stored, and decodes to zeros wherever the element has a zero.
 
@@ -17,6 +17,7 @@ import torch
 
 from suite.grids.elements import E4M3, Element, Table, fields_of
 from suite.grids.integer import ShrinkSearch
+from suite.grids.layout import Groups
 from suite.grids.stored import from_bits, stored_type, to_bits
 
 Stored = dict[str, torch.Tensor]  # parameters as they are kept in memory, by name
@@ -32,11 +33,8 @@ class ScaleRule(Protocol):
     def separate(self) -> bool:
         """Whether a group's scale is stored without regard to other groups', so that it can be fitted anew alone."""
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
-        """Parameters for groups `x` (R, C, width), short ones filled up with zeros beyond their `members`.
-
-        The statistic is multiplied by `shrink`.
-        """
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
+        """Parameters for the groups, their statistic multiplied by `shrink`."""
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """Factors (R, C) that levels are multiplied by."""
@@ -75,21 +73,21 @@ class RealScale:
 
     separate = True
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """A scale for each group; of zeros, 1, or the least that can be stored where the element has no zero."""
         if self.statistic == "absmean":
-            scale = x.abs().sum(-1) / members
+            scale = groups.values.abs().sum(-1) / groups.members
         elif self.statistic == "rms":
-            scale = (x.square().sum(-1) / members).sqrt()
+            scale = (groups.values.square().sum(-1) / groups.members).sqrt()
         else:
-            scale = x.abs().amax(-1) / element.reach
+            scale = groups.largest / element.reach
         kind = torch.finfo(stored_type(self.bits))
         least = kind.smallest_normal * kind.eps  # the smallest subnormal
-        stored = (scale * shrink).clamp(max=kind.max).to(stored_type(self.bits)).to(x.dtype).clamp_(min=least)
+        stored = (scale * shrink).clamp(max=kind.max).to(stored_type(self.bits)).to(scale.dtype).clamp_(min=least)
         stored = torch.where(scale == 0, 1.0 if 0.0 in element.levels else least, stored)
         if self.signed and self.statistic == "absmax":
             outward = -1.0 if element.reach == -min(element.levels) else 1.0
-            stored = torch.where(x.amax(-1) > -x.amin(-1), outward, -outward).to(x.dtype) * stored
+            stored = torch.where(groups.values.amax(-1) == groups.largest, outward, -outward).to(scale.dtype) * stored
         return {"scale": stored}
 
     def scale(self, stored: Stored) -> torch.Tensor:
@@ -127,9 +125,9 @@ class PowerOfTwo:
     clip = None
     separate = True
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """Exponents plus 127; 0 for a group of zeros."""
-        most = x.abs().amax(-1)
+        most = groups.largest
         reach, mantissa = element.reach, _mantissa(element)
         if self.rule == "up":
             most = most / reach
@@ -141,7 +139,7 @@ class PowerOfTwo:
             exponent += (whole & ((1 << width) - 1)) != 0
         if self.rule != "up":
             exponent -= math.floor(math.log2(reach))
-        return {"exponent": exponent.clamp(-127, 127).add_(127).to(torch.uint8).to(x.dtype)}
+        return {"exponent": exponent.clamp(-127, 127).add_(127).to(torch.uint8).to(most.dtype)}
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """The powers of two, exactly."""
@@ -188,13 +186,13 @@ class TwoLevel:
         """Only without a scale of the whole matrix."""
         return not self.matrix
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """E4M3 numbers "scale" (R, C), and "tensor_scale" (1, 1); a matrix of zeros has the tensor scale 1."""
-        most = x.abs().amax(-1)
+        most = groups.largest
         g = most.amax().reshape(1, 1) / (E4M3.reach * element.reach)
-        g = torch.where((g == 0) | (not self.matrix), 1.0, g.float().clamp(min=2.0**-126).to(x.dtype))
+        g = torch.where((g == 0) | (not self.matrix), 1.0, g.float().clamp(min=2.0**-126).to(most.dtype))
         wanted = (most / element.reach / g).clamp(min=2.0**-6, max=E4M3.reach)
-        levels = torch.tensor(E4M3.levels, dtype=x.dtype)
+        levels = torch.tensor(E4M3.levels, dtype=most.dtype)
         return {"tensor_scale": g, "scale": levels[E4M3.encode(wanted).to(torch.int64)]}
 
     def scale(self, stored: Stored) -> torch.Tensor:
@@ -237,16 +235,16 @@ class DoubleQuantized:
     clip = None
     separate = False
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """Codes "absmax_code" of the map, "absmax_absmax" of its blocks and the "offset"; and "absmax", not stored."""
-        absmax = x.abs().amax(-1).float()
+        absmax = groups.largest.float()
         offset = absmax.mean().reshape(1, 1)
         flat = (absmax - offset).reshape(-1)
         blocks = torch.nn.functional.pad(flat, (0, -len(flat) % self.block)).reshape(-1, self.block)
         outer = blocks.abs().amax(-1, keepdim=True)
         ratio = torch.where(outer == 0, 0.0, blocks * (1 / outer)).reshape(-1)[: len(flat)]
         code = dynamic_map().encode(ratio.clamp(-1, 1)).reshape(absmax.shape)
-        return {"absmax_absmax": outer.T, "offset": offset, "absmax_code": code, "absmax": absmax.to(x.dtype)}
+        return {"absmax_absmax": outer.T, "offset": offset, "absmax_code": code, "absmax": groups.largest}
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """The absmax as it is read back."""
@@ -283,9 +281,9 @@ class Unscaled:
     clip = None
     separate = True
 
-    def fit(self, x: torch.Tensor, members: torch.Tensor, element: Element, shrink: float = 1.0) -> Stored:
+    def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """Nothing."""
-        return {"unit": torch.ones(x.shape[:2], dtype=x.dtype)}
+        return {"unit": torch.ones_like(groups.largest)}
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """Ones."""
