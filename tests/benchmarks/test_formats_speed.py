@@ -1,6 +1,6 @@
 """Number formats on 4096 x 4096 weights: million weights a second of scales and codes together, beside their peers.
 
-The peer (torchao for MX and NVFP4, bitsandbytes for NF4, both packing their codes) takes turns with ours in one
+The peer (torchao for MX and NVFP4, bitsandbytes for NF4: both packing their codes) takes turns with ours in one
 process, on the same cores. Nothing is asserted about time: `pytest tests/benchmarks --benchmark-only` prints it.
 """
 
@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2
-from torchao.prototype.mx_formats.mx_tensor import to_mx
-from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize
 
 from suite.methods import method_named
+
+pytest.importorskip("torchao", reason="the peer has an environment of its own: tox -e speed")
+
+from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2  # noqa: E402
+from torchao.prototype.mx_formats.mx_tensor import to_mx  # noqa: E402
+from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize  # noqa: E402
 
 SHAPE = (4096, 4096)
 ROUNDS = 15

@@ -1,4 +1,4 @@
-"""Elements times scales: MX, NVFP4 and NF4 against their implementations, and what each format promises."""
+"""Elements times scales: NF4 against bitsandbytes byte for byte, and what each format promises."""
 
 import math
 
@@ -6,11 +6,9 @@ import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
 import torch
-from torchao.prototype.mx_formats import mx_tensor, nvfp4_tensor
-from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2
+from block_formats import NVFP4, matrices, mx
 
-from kernels.packing import unpack
-from suite.grids import DoubleQuantized, KMeansTable, PowerOfTwo, RealScale, Scaled, ShrinkSearch, TwoLevel, Unscaled
+from suite.grids import DoubleQuantized, KMeansTable, PowerOfTwo, RealScale, Scaled, ShrinkSearch, Unscaled
 from suite.grids.elements import ELEMENTS
 from suite.grids.scales import dynamic_map
 from suite.quantize import quantize_matrix
@@ -25,75 +23,12 @@ def eager():
         yield
 
 
-MODES = {"floor": mx_tensor.ScaleCalculationMode.FLOOR, "ceil": mx_tensor.ScaleCalculationMode.CEIL,
-         "even": mx_tensor.ScaleCalculationMode.EVEN, "up": mx_tensor.ScaleCalculationMode.RCEIL}  # fmt: skip
-AO_TYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "e3m2": DTYPE_FP6_E3M2, "e2m3": DTYPE_FP6_E2M3,
-            "e2m1": torch.float4_e2m1fn_x2}  # fmt: skip
-MX_ELEMENTS = [*AO_TYPES, "int8"]
-
-
-def mx(element, rule="floor"):
-    return Scaled(element=element, group=32, scale=PowerOfTwo(rule), pad=True)
-
-
-NVFP4 = Scaled(element="e2m1", group=16, scale=TwoLevel(), pad=True)
+MX_ELEMENTS = ["e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "int8"]
+RULES = ["floor", "ceil", "even", "up"]
 NF4 = Scaled(element="nf4", group=64, scale=RealScale(bits=32), axis="flat", first="high")
 NF4_DOUBLE = Scaled(element="nf4", group=64, scale=DoubleQuantized(), axis="flat", first="high")
 
-
-def matrices(width=256):
-    """Matrices of many kinds, float32, with rows of `width` values of normal size."""
-    g = torch.Generator().manual_seed(0)
-    normal = torch.randn(64, width, generator=g)
-    sizes = torch.exp2(torch.randint(-60, 60, (64, 1), generator=g).float())
-    spread = normal * torch.exp2(torch.randint(-12, 12, normal.shape, generator=g).float())
-    edges = torch.tensor(ELEMENTS["e2m3"].levels).repeat(64, width // 64)
-    constant = torch.linspace(-3, 3, 64)[:, None].expand(64, width).contiguous()
-    spiky = torch.zeros(64, width).index_fill_(1, torch.tensor([5]), 1e4)
-    return {"normal": normal, "sizes": normal * sizes, "spread": spread, "edges": edges, "constant": constant,
-            "spiky": spiky, "negative": -normal.abs(), "zeros": torch.zeros(64, width)}  # fmt: skip
-
-
 kinds = pytest.mark.parametrize("kind", list(matrices()))
-
-
-def bits_of(fitted):
-    """Everything stored beside the codes, by name."""
-    rows, columns = fitted.layout.parameters
-    return dict(zip(fitted.grid.scale.widths(rows, columns), fitted.grid.scale.integers(fitted.stored), strict=True))
-
-
-@pytest.mark.parametrize("element", AO_TYPES)
-@pytest.mark.parametrize("rule", MODES)
-@kinds
-def test_mx_is_that_of_torchao(element, rule, kind):
-    W = matrices()[kind]
-    scale, data = mx_tensor.to_mx(W, AO_TYPES[element], 32, MODES[rule])
-    fitted = mx(element, rule).fit(W)
-    assert torch.equal(bits_of(fitted)["exponent"].reshape(64, -1), scale.view(torch.uint8).long())
-    codes = fitted.nearest(W)
-    if element == "e2m1":
-        unpacked = torch.stack(unpack(data.numpy().tobytes(), [(W.numel(), 4)])).reshape(W.shape)
-        assert torch.equal(codes.long(), unpacked)
-    else:
-        assert torch.equal(codes, data.view(torch.uint8))
-
-
-@kinds
-def test_nvfp4_is_that_of_torchao(kind):
-    W = matrices()[kind]
-    if kind == "zeros":
-        fitted = NVFP4.fit(W)  # torchao divides by the zero
-        assert torch.equal(fitted.decode32(fitted.nearest(W)), W)
-        return
-    g = W.abs().amax() / (448 * 6)
-    scale, data = nvfp4_tensor.nvfp4_quantize(W, 16, g)
-    fitted = NVFP4.fit(W)
-    codes = fitted.nearest(W)
-    assert torch.equal(bits_of(fitted)["scale"].reshape(64, -1), scale.view(torch.uint8).reshape(64, -1))
-    assert torch.equal(codes.long(), unpack(data.numpy().tobytes(), [(W.numel(), 4)])[0].reshape(W.shape))
-    theirs = nvfp4_tensor.NVFP4Tensor(data, scale, 16, torch.float32, g).dequantize()
-    assert torch.equal(fitted.decode32(codes), theirs)
 
 
 @kinds
@@ -162,7 +97,7 @@ def test_true_bits_from_real_bytes(grid, shape, bpw):
 
 
 @pytest.mark.parametrize("element", MX_ELEMENTS)
-@pytest.mark.parametrize("rule", MODES)
+@pytest.mark.parametrize("rule", RULES)
 def test_mx_is_idempotent_and_exactly_equivariant(element, rule):
     W = torch.cat(list(matrices().values())[:3])
     fitted = mx(element, rule).fit(W)
