@@ -17,9 +17,9 @@ from suite.methods import method_named
 
 pytest.importorskip("torchao", reason="the peer has an environment of its own: tox -e speed")
 
-from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2  # noqa: E402
-from torchao.prototype.mx_formats.mx_tensor import to_mx  # noqa: E402
-from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize  # noqa: E402
+from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2
+from torchao.prototype.mx_formats.mx_tensor import to_mx
+from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize
 
 SHAPE = (4096, 4096)
 ROUNDS = 15
