@@ -1,8 +1,9 @@
 """How figures look: one logarithmic chart of error against bits, readable without color.
 
-Every marker has its method's shape, and those that matter are filled: on figures of quality the Pareto front, whose
-hollow rest is beaten by points that need no more bits; on figures of weight and output error the methods that the
-limit is about. Written bytes depend on what is drawn only: no date, no random identifiers, matplotlib's own fonts.
+Every marker has its method's shape and its family's color, and those that matter are filled: on figures of quality the
+Pareto front, whose hollow rest is beaten by points that need no more bits; on figures of weight and output error the
+methods that the limit is about. Written bytes depend on what is drawn only: no date, no random identifiers,
+matplotlib's own fonts.
 """
 
 import io
@@ -17,13 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from reports.frontier import DATA_FREE, FEEDBACK, Mark
+from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
 # Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white
-_COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#2b8cbe", "#222222")
+_COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#767676")
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
-_SPINE = ("rtn", "gptq", "gptq-stochastic", "hqq", "awq", "smoothquant")  # look the same in every report
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
@@ -44,7 +44,7 @@ _STYLE = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
 }
-_LEGEND_COLUMNS = 3
+_LEGEND_COLUMNS = 4
 _BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # keeps lines off a label
 QUALITY = ("kl", "ppl")  # what the front is drawn for
 _LABELS = {
@@ -91,7 +91,7 @@ def draw(field: str, drawn: list[Mark], curves: Sequence[Curve], rates: np.ndarr
             _draw_front(ax, drawn, bottom)
         for c in curves:
             ax.plot(rates, c.at(rates), color=INK, linewidth=1.2, linestyle=c.dashes, label=c.name, zorder=1)
-        figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9.5)
+        figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8.5)
         if field in QUALITY:
             _label_front(ax, drawn, bottom)
         return figure
@@ -118,9 +118,14 @@ def _number(y: float) -> str:
 
 
 def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Shape and color of every method: fixed for the spine, in alphabetical order after it for the others."""
-    order = [*_SPINE, *sorted(set(methods) - set(_SPINE))]
-    return {m: (_SHAPES[i % len(_SHAPES)], _COLORS[i % len(_COLORS)]) for i, m in enumerate(order)}
+    """Shape and color of every method, the same in every report: families by color, their members by shape.
+
+    Methods of no family come last, in alphabetical order, with what looks are left.
+    """
+    looks = {m: (_SHAPES[i], color) for family, color in zip(FAMILIES.values(), _COLORS, strict=False)
+             for i, m in enumerate(family)}  # fmt: skip
+    left = (look for color in reversed(_COLORS) for shape in _SHAPES if (look := (shape, color)) not in looks.values())
+    return looks | dict(zip(sorted(set(methods) - set(looks)), list(left), strict=False))
 
 
 def _draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float) -> None:

@@ -15,9 +15,23 @@ from numpy.typing import ArrayLike
 from suite.store import Record, Spectrum, Store
 from theory.rate_distortion import reverse_waterfilling
 
-DATA_FREE = ("hqq", "rtn")  # whose `nmse` is what they minimize; the others trade it for `hnmse`
-FEEDBACK = ("gptq", "gptq-stochastic")
+# What belongs together in a legend, in its order.
+FAMILIES = {
+    "integers": ("rtn", "gptq", "gptq-stochastic", "hqq", "awq", "smoothquant"),
+    "floating point": ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4"),
+    "microscaling": ("mxfp4", "mxfp6", "mxfp6-e3m2", "mxfp8", "mxfp8-e5m2", "mxint8", "nvfp4"),
+    "tables": ("lloyd-max", "nf4", "nf2", "ternary"),
+    "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
+    "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
+}
+# Whose `nmse` is what they minimize; the others trade it for `hnmse`.
+DATA_FREE = (
+    "hqq", "rtn", "magnitude-24",
+    *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
+)  # fmt: skip
+FEEDBACK = ("gptq", "gptq-stochastic", "sparsegpt-24", "exl2")
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
+MOST_BITS = 12  # beyond which a point is not drawn: only blocks that hardly fit a matrix's width take more
 _SAME_PERPLEXITY = 1e-3  # relative; environments differ by rounding, other tokens or lengths by percents
 
 
@@ -87,8 +101,8 @@ class Mark:
 
     @property
     def drawn(self) -> bool:
-        """Whether both coordinates are finite."""
-        return bool(np.isfinite(self.bpw) and np.isfinite(self.value))
+        """Whether both coordinates are finite, and the bits within what figures show."""
+        return bool(np.isfinite(self.bpw) and np.isfinite(self.value) and self.bpw <= MOST_BITS)
 
 
 def studies(store: Store) -> list[Study]:
@@ -182,6 +196,8 @@ def _note(point: Point, bpw: float, value: float, field: str) -> str:
         return "not drawn: not measured"
     if not np.isfinite(value):
         return "not drawn: not finite"
+    if bpw > MOST_BITS:
+        return f"not drawn: beyond {MOST_BITS} bits"
     return "" if value > 0 else "drawn at the lower edge of the logarithmic axis"
 
 

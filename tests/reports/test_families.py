@@ -1,0 +1,16 @@
+"""The names that figures go by are those of the methods."""
+
+from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK
+from suite.methods import METHODS
+from suite.rounding import Feedback
+
+
+def test_every_method_is_of_one_family():
+    listed = [name for family in FAMILIES.values() for name in family]
+    assert sorted(listed) == sorted(m.name for m in METHODS)
+
+
+def test_methods_are_sorted_by_what_they_minimize():
+    assert set(DATA_FREE) == {m.name for m in METHODS if m.needs == "nothing"}
+    widest = {m.name: m.recipe(bits=m.bits[-1]) for m in METHODS}
+    assert set(FEEDBACK) == {name for name, recipe in widest.items() if isinstance(recipe.weights.rounding, Feedback)}
