@@ -156,7 +156,9 @@ class PowerOfTwo:
         return [stored["exponent"].to(torch.int64)]
 
     def restore(self, integers: list[torch.Tensor], rows: int, columns: int) -> Stored:
-        """The exponents."""
+        """The exponents; `ValueError` for the pattern 255, E8M0's NaN."""
+        if bool((integers[0] == 255).any()):
+            raise ValueError("expected finite scales, found E8M0's NaN")
         return {"exponent": integers[0].float().reshape(rows, columns)}
 
     def widths(self, rows: int, columns: int) -> Widths:
@@ -226,11 +228,13 @@ class DoubleQuantized:
     """A float32 absmax per group, itself quantized: less its mean, to 8 bits of a dynamic map, in blocks of `block`.
 
     bitsandbytes chooses the elements' codes by the absmax before it is quantized; `stored_first=True` chooses them by
-    what will be read back.
+    what will be read back. Its CPU build looks the map up in 2^16 steps, which moves 0.2% of the codes to the level
+    next to the nearest: `lookup=True`.
     """
 
     block: int = 256
     stored_first: bool = False
+    lookup: bool = False
 
     clip = None
     separate = False
@@ -243,7 +247,10 @@ class DoubleQuantized:
         blocks = torch.nn.functional.pad(flat, (0, -len(flat) % self.block)).reshape(-1, self.block)
         outer = blocks.abs().amax(-1, keepdim=True)
         ratio = torch.where(outer == 0, 0.0, blocks * (1 / outer)).reshape(-1)[: len(flat)]
-        code = dynamic_map().encode(ratio.clamp(-1, 1)).reshape(absmax.shape)
+        ratio = ratio.clamp_(-1, 1)
+        if self.lookup:
+            ratio = ((ratio + 1) * 0.5 * 65535 + 0.5).floor_() * (2 / 65535) - 1
+        code = dynamic_map().encode(ratio).reshape(absmax.shape)
         return {"absmax_absmax": outer.T, "offset": offset, "absmax_code": code, "absmax": groups.largest}
 
     def scale(self, stored: Stored) -> torch.Tensor:

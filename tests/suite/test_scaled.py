@@ -1,8 +1,10 @@
 """Elements times scales: NF4 against bitsandbytes byte for byte, and what each format promises."""
 
 import math
+from dataclasses import replace
 
 import bitsandbytes.functional as bnb
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -53,23 +55,32 @@ def test_nf4_is_that_of_bitsandbytes_byte_for_byte(kind, shape):
     assert ((Q - theirs32).abs() <= one_level).all() and different.sum() <= 1
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_double_quantization_is_that_of_bitsandbytes(seed):
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_double_quantization_is_that_of_bitsandbytes(seed, lookup):
     W = torch.randn(256, 512, generator=torch.Generator().manual_seed(seed))
     data, state = bnb.quantize_4bit(W, blocksize=64, quant_type="nf4", compress_statistics=True)
-    q = quantize_matrix(W, recipe=Recipe(weights=Target(NF4_DOUBLE)))
-    stored = q.grid.stored
-    assert torch.equal(stored["offset"].reshape(()), state.offset)
-    assert torch.equal(stored["absmax_absmax"].reshape(-1), state.state2.absmax)
-    assert q.to_bytes()[-data.numel() :] == data.numpy().tobytes()
-    # bitsandbytes looks absmax up in steps of 2^-16, so that a value that near a boundary may go to the other side
-    mine, theirs = stored["absmax_code"].reshape(-1).long(), state.absmax.long()
-    levels = torch.tensor(dynamic_map().levels)
-    ratio = (W.reshape(-1, 64).abs().amax(1) - state.offset) / state.state2.absmax.repeat_interleave(256)
-    near = (ratio - (levels[mine] + levels[theirs]) / 2).abs() < 2.0**-16
-    assert ((mine == theirs) | (((mine - theirs).abs() == 1) & near)).all()
-    assert (mine != theirs).float().mean() < 0.005
-    assert len(q.to_bytes()) * 8 == W.numel() * 4 + 2048 * 8 + 8 * 32 + 32
+    grid = replace(NF4_DOUBLE, scale=DoubleQuantized(lookup=lookup))
+    payload = quantize_matrix(W, recipe=Recipe(weights=Target(grid))).to_bytes()
+    assert len(payload) * 8 == W.numel() * 4 + 2048 * 8 + 8 * 32 + 32
+    outer, offset, codes, rest = payload[:32], payload[32:36], payload[36 : 36 + 2048], payload[36 + 2048 :]
+    assert outer == state.state2.absmax.numpy().tobytes() and offset == state.offset.numpy().tobytes()
+    assert rest == data.numpy().tobytes()
+    theirs = state.absmax.numpy()
+    if lookup:  # the CPU build, byte for byte
+        assert codes == theirs.tobytes()
+    else:  # the nearest level, from which the CPU build is a step away now and then
+        mine = np.frombuffer(codes, dtype=np.uint8).astype(int)
+        assert np.abs(mine - theirs).max() <= 1 and (mine != theirs).mean() < 0.005
+
+
+def test_codes_of_the_scale_are_those_of_ml_dtypes():
+    codes = np.arange(256, dtype=np.uint8)
+    expected = codes.view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
+    found = PowerOfTwo().scale({"exponent": torch.arange(255, dtype=torch.float64)})
+    assert np.array_equal(found.numpy(), expected[:255]) and np.isnan(expected[255])
+    with pytest.raises(ValueError, match="E8M0's NaN"):
+        PowerOfTwo().restore([torch.tensor([255])], 1, 1)
 
 
 def test_the_dynamic_map_is_that_of_bitsandbytes():
