@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from suite.engine import run
     from suite.methods import METHODS
+    from suite.mixed_width import allocate
     from suite.models.checkpoint import load_model
     from suite.quantize import quantize_matrix
     from suite.recipe import Recipe
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 _HOME = {
     "METHODS": "suite.methods",
     "Recipe": "suite.recipe",
+    "allocate": "suite.mixed_width",
     "load_model": "suite.models.checkpoint",
     "quantize_matrix": "suite.quantize",
     "run": "suite.engine",
 }
 
-__all__ = ["METHODS", "Recipe", "load_model", "quantize_matrix", "run"]
+__all__ = ["METHODS", "Recipe", "allocate", "load_model", "quantize_matrix", "run"]
 
 
 def __getattr__(name: str) -> Any:
