@@ -1,12 +1,10 @@
 """EXL2: the budget is kept and used up, scales follow a plain twin in float64, and every bit is charged."""
 
-import importlib.util
 import json
 import math
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -332,26 +330,14 @@ def test_the_methods_bits_are_the_whole_budget():
     assert str(Exl2(budget=3)) == str(Exl2(budget=3.0))
 
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-
-
-@cache
-def matrices(seed, weights):
-    spec = importlib.util.spec_from_file_location("golden_matrices", GOLDEN / "matrices.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    W, _, H = module.make(seed, weights)
-    return torch.from_numpy(W), torch.from_numpy(H)
-
-
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden numbers beside this checkout")
+@golden.needed
 @pytest.mark.parametrize("bits", [3, 4])
 def test_at_the_bits_of_gptq_in_the_same_order_the_error_is_lower(bits):
     gptq = Target(Integer(bits=bits), Feedback(order="decreasing", groups="static"))
     totals = [0.0, 0.0]
     for seed in (11, 12):
         for weights in ("gaussian", "student"):
-            W, H = matrices(seed, weights)
+            W, H = golden.matrices(seed, weights)
             plain = quantize_layer(W.float(), gptq, H, torch.Generator())
             ours = quantize_matrix(W.float(), method="exl2", bits=bits, budget=plain.n_bits / W.numel(), H=H)
             assert ours.n_bits <= plain.n_bits

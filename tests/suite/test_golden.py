@@ -1,11 +1,8 @@
 """What released implementations gave on seeded matrices, within 1%. The numbers lie beside the repository."""
 
-import importlib.util
-import json
 from collections import defaultdict
-from functools import cache
-from pathlib import Path
 
+import golden
 import pytest
 import torch
 
@@ -15,8 +12,7 @@ from suite.quantize import quantize_layer, relative_errors
 from suite.recipe import Target
 from suite.rounding import Feedback, HalfQuadratic
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-if not (GOLDEN / "scalar.jsonl").is_file():
+if not golden.FOLDER.is_dir():
     pytest.skip("no golden numbers beside this checkout (shared/golden)", allow_module_level=True)
 
 
@@ -111,8 +107,7 @@ def in_the_main_run(row):
 
 
 def rows():
-    for line in (GOLDEN / "scalar.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in golden.rows():
         if row["method"] in OURS and row["config"].get("calib") != "Xtilde":  # noisy inputs are for Qronos
             yield row
 
@@ -127,17 +122,8 @@ PARAMETERS = [
 ]
 
 
-@cache
-def matrices(seed, weights):
-    spec = importlib.util.spec_from_file_location("golden_matrices", GOLDEN / "matrices.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    W, _, H = module.make(seed, weights)
-    return torch.from_numpy(W), torch.from_numpy(H)
-
-
 def found_errors(row, target):
-    W, H = matrices(row["seed"], row["weights"])
+    W, H = golden.matrices(row["seed"], row["weights"])
     Q = quantize_layer(W.float(), target, H, torch.Generator()).dequantize()
     return relative_errors(W, Q, H)
 

@@ -1,10 +1,8 @@
 import hashlib
-import importlib.util
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import gguf
+import golden
 import numpy as np
 import pytest
 import torch
@@ -216,20 +214,13 @@ GGML_ERRORS = {
         (2.82627e-05, 2.93783e-05), (4.50911e-05, 4.49571e-05),
     ),
 }  # fmt: skip
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "matrices.py"
-golden = pytest.mark.skipif(not GOLDEN.is_file(), reason="no golden matrices beside this checkout (shared/golden)")
 
 
-@cache
 def golden_matrices():
-    spec = importlib.util.spec_from_file_location("golden_matrices", GOLDEN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = [module.make(seed, weights) for seed in (11, 12) for weights in ("gaussian", "student")]
-    return [(torch.from_numpy(W), torch.from_numpy(H)) for W, _, H in made]
+    return [golden.matrices(seed, weights) for seed in (11, 12) for weights in ("gaussian", "student")]
 
 
-@golden
+@golden.needed
 @pytest.mark.parametrize("kind, importance", GGML_ERRORS)
 def test_golden_errors_are_ggmls(kind, importance):
     for (W, H), theirs in zip(golden_matrices(), GGML_ERRORS[kind, importance], strict=True):
@@ -240,7 +231,7 @@ def test_golden_errors_are_ggmls(kind, importance):
         assert exact or ours[0] < theirs[0]
 
 
-@golden
+@golden.needed
 @all_types
 def test_error_feedback_lowers_the_error_that_inputs_see(kind):
     W, H = golden_matrices()[0]

@@ -1,11 +1,9 @@
 """N:M masks against their definitions, a second implementation of SparseGPT, and the releases' numbers."""
 
-import importlib.util
 import json
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
+import golden
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -340,32 +338,20 @@ def test_methods_give_recipes_that_parse_and_bits_that_are_counted(name, bits):
     assert int((q.dequantize() != 0).sum()) <= W.numel() // 2
 
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-golden = pytest.mark.skipif(not (GOLDEN / "scalar.jsonl").is_file(), reason="no golden numbers beside this checkout")
 RELEASES = {"sparsegpt": "sparsegpt-24", "wanda": "wanda-24", "magnitude": "magnitude-24"}
 
 
-@cache
-def matrices(seed, weights):
-    spec = importlib.util.spec_from_file_location("golden_matrices", GOLDEN / "matrices.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    W, _, H = module.make(seed, weights)
-    return torch.from_numpy(W), torch.from_numpy(H)
-
-
 def golden_rows():
-    for line in (GOLDEN / "scalar.jsonl").read_text().splitlines() if GOLDEN.is_dir() else ():
-        row = json.loads(line)
+    for row in golden.rows():
         if row["method"] in RELEASES and row["config"]["sparsity"] != "0.5":  # unstructured masks are another method
             pattern = row["config"]["sparsity"]
             yield pytest.param(row, id=f"{row['method']}-{pattern}-{row['weights']}-{row['seed']}")
 
 
-@golden
+@golden.needed
 @pytest.mark.parametrize("row", list(golden_rows()))
 def test_the_releases_masks_give_the_releases_numbers(row):
-    W, H = matrices(row["seed"], row["weights"])
+    W, H = golden.matrices(row["seed"], row["weights"])
     pruned, of = map(int, row["config"]["sparsity"].split(":"))
     target = method_named(RELEASES[row["method"]]).recipe(bits=16, kept=of - pruned, of=of).weights
     Q = quantize_layer(W.float(), target, H, torch.Generator()).dequantize()
@@ -374,10 +360,10 @@ def test_the_releases_masks_give_the_releases_numbers(row):
     assert nmse == pytest.approx(row["nmse"], rel=0.01) and hnmse == pytest.approx(row["hnmse"], rel=0.01)
 
 
-@golden
+@golden.needed
 def test_sparsegpt_makes_up_for_integers_too():
     for seed in (11, 12):
-        W, H = matrices(seed, "gaussian")
+        W, H = golden.matrices(seed, "gaussian")
         found = {
             (name, bits): relative_errors(W, quantize_matrix(W.float(), method=name, bits=bits, H=H).dequantize(), H)[1]
             for name in ("wanda-24", "sparsegpt-24") for bits in (4, 16)

@@ -1,0 +1,31 @@
+"""Numbers of released implementations on seeded matrices, which lie beside the repository (shared/golden)."""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden"
+needed = pytest.mark.skipif(not (FOLDER / "scalar.jsonl").is_file(), reason="no golden numbers beside this checkout")
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Every run of scalar.jsonl: method, config, seed, weights, nmse, hnmse; none where there is no such file."""
+    if (FOLDER / "scalar.jsonl").is_file():
+        yield from map(json.loads, (FOLDER / "scalar.jsonl").read_text().splitlines())
+
+
+@cache
+def matrices(seed: int, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`W` (256, 512) and `H` (512, 512), float64."""
+    spec = importlib.util.spec_from_file_location("golden_matrices", FOLDER / "matrices.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    W, _, H = module.make(seed, weights)
+    return torch.from_numpy(W), torch.from_numpy(H)
