@@ -20,7 +20,7 @@ FAMILIES = {
     "integers": ("rtn", "gptq", "gptq-stochastic", "hqq", "awq", "smoothquant"),
     "floating point": ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4"),
     "microscaling": ("mxfp4", "mxfp6", "mxfp6-e3m2", "mxfp8", "mxfp8-e5m2", "mxint8", "nvfp4"),
-    "tables": ("lloyd-max", "nf4", "nf2", "ternary"),
+    "tables": ("lloyd-max", "k-means", "nf4", "nf2", "ternary", "binary"),
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
 }

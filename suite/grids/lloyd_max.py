@@ -126,7 +126,8 @@ def k_means(x: torch.Tensor, n: int, weight: torch.Tensor | None = None, iterati
 
     In one dimension cells are intervals, so that dynamic programming finds the best ones: here among the edges of at
     most 2^10 bins, spaced as the cube root of the data's density (Panter and Dite). Lloyd's iteration then moves the
-    edges to where they belong; the weighted squared error never rises in it, and an empty cell keeps its level.
+    edges to where they belong; the weighted squared error never rises in it, and an empty cell keeps its level. Beyond
+    32 levels 2^9 bins do.
     """
     x, place = x.double().sort()
     mass = (torch.ones_like(x) if weight is None else weight.double()[place]).clamp(min=0)
@@ -146,7 +147,7 @@ def k_means(x: torch.Tensor, n: int, weight: torch.Tensor | None = None, iterati
 
 def _best_intervals(x: torch.Tensor, sums: torch.Tensor, n: int) -> torch.Tensor:
     """The centroids of the `n` intervals of bins with the least squared error, ascending."""
-    ends = torch.cat([torch.tensor([0, len(x)]), torch.searchsorted(x, _bins(x, sums[0]))]).unique()
+    ends = torch.cat([torch.tensor([0, len(x)]), torch.searchsorted(x, _spread(x, sums[0], 2**10 if n <= 32 else 2**9))]).unique()
     total, first, second = sums[:, ends]
     mass = (total[None] - total[:, None]).clamp(min=_TINY)
     cost = (second[None] - second[:, None]) - (first[None] - first[:, None]) ** 2 / mass  # of bins [row, column)
@@ -165,11 +166,11 @@ def _best_intervals(x: torch.Tensor, sums: torch.Tensor, n: int) -> torch.Tensor
     return torch.cat([levels, levels[-1:].expand(n - len(levels))])
 
 
-def _bins(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Up to 2^10 edges as dense as the cube root of the density of ascending `x`, with `total` before each place."""
+def _spread(x: torch.Tensor, total: torch.Tensor, n: int) -> torch.Tensor:
+    """`n` places as dense as the cube root of the density of ascending `x`, with `total` mass before each of them."""
     edges = torch.linspace(float(x[0]), float(x[-1]), 2**12 + 1, dtype=x.dtype)
     mass = total[torch.searchsorted(x, edges[1:-1])]
     mass = torch.cat([mass[:1], mass.diff(), total[-1:] - mass[-1:]])
     running = (mass / total[-1].clamp(min=_TINY)).clamp(min=0).pow_(1 / 3).cumsum(0)
-    wanted = torch.arange(1, 2**10, dtype=x.dtype) / 2**10 * running[-1]
-    return edges[1:][torch.searchsorted(running, wanted).clamp(max=2**12 - 1)].unique()
+    wanted = (torch.arange(n, dtype=x.dtype) + 0.5) / n * running[-1]
+    return edges[1:][torch.searchsorted(running, wanted).clamp(max=2**12 - 1)]

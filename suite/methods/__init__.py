@@ -9,7 +9,7 @@ from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
 from suite.methods.k_quants import Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
-from suite.methods.lloyd_max import LLOYD_MAX
+from suite.methods.lloyd_max import K_MEANS, LLOYD_MAX
 from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
 from suite.methods.nf4 import NF2, NF4
@@ -17,14 +17,14 @@ from suite.methods.nvfp4 import NVFP4
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
-from suite.methods.ternary import TERNARY
+from suite.methods.ternary import BINARY, TERNARY
 
 METHODS: tuple[Method, ...] = (
     # integers
     RTN, GPTQ, GPTQ_STOCHASTIC, SMOOTHQUANT, AWQ, HQQ,
     # number formats
     FP8, FP8_E5M2, FP6, FP6_E2M3, FP4, MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8, NVFP4, NF4, NF2, LLOYD_MAX,
-    TERNARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
+    K_MEANS, TERNARY, BINARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
 )  # fmt: skip

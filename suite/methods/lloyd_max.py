@@ -1,9 +1,11 @@
 """Lloyd-Max: the fixed-rate scalar levels that a Gaussian wants, scaled by each group's root mean square.
 
 Lloyd 1957 (IEEE Transactions on Information Theory 28, 1982), Max 1960 (IRE Transactions on Information Theory 6).
-`table="uniform"` has equal steps, the best ones; `table="k-means"` fits the levels to each matrix and charges them.
+`table="uniform"` has equal steps, the best ones; `table="k-means"` fits the levels to each matrix and charges them: the
+method `k-means`, after Han, Mao, Dally 2015, "Deep Compression", arXiv:1510.00149, section 3, with a scale per group.
 """
 
+from functools import partial
 from typing import Literal
 
 from suite.grids import GaussianTable, KMeansTable, RealScale, Scaled
@@ -33,4 +35,13 @@ LLOYD_MAX = Method(
     needs="nothing",
     bits=tuple(range(1, 9)),
     build=build,
+)
+
+K_MEANS = Method(
+    name="k-means",
+    paper="Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman Coding",
+    arxiv="1510.00149",
+    needs="nothing",
+    bits=tuple(range(1, 9)),
+    build=partial(build, table="k-means"),
 )

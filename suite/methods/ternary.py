@@ -1,9 +1,13 @@
-"""Ternary weights after training: -1, 0 and 1 times the mean magnitude, the rounding of BitNet b1.58.
+"""Binary and ternary weights after training: -1 and 1, or -1, 0 and 1, times the mean magnitude.
 
-Ma et al. 2024, "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits", arXiv:2402.17764, eqs. 1-3. There
-the model is trained with it; here a trained model is rounded, which says what training is for. One scale per matrix
-in the paper, per group of 128 inputs here, unless asked otherwise; codes take two bits.
+Rastegari, Ordonez, Redmon, Farhadi 2016, "XNOR-Net", arXiv:1603.05279, section 3.1 (the scale with the least squared
+error for signs); Ma et al. 2024, "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits",
+arXiv:2402.17764, eqs. 1-3 (BitNet b1.58). There models are trained with them; here a trained model is rounded, which
+says what training is for. One scale per row or matrix in the papers, per group of 128 inputs here, unless asked
+otherwise; a ternary code takes two bits.
 """
+
+from functools import partial
 
 from suite.grids import RealScale, Scaled
 from suite.grids.layout import Group
@@ -14,13 +18,23 @@ from suite.rounding import Feedback, Nearest, Stochastic
 
 def build(
     *,
+    element: str,
     group: Group = 128,
     rounding: Nearest | Stochastic | Feedback = Nearest(),  # noqa: B008 - a frozen value
 ) -> Recipe:
-    """`group="tensor"` is the paper's."""
-    grid = Scaled(element="ternary", group=group, scale=RealScale(statistic="absmean"))
+    """`group="tensor"` is BitNet's, "row" XNOR-Net's."""
+    grid = Scaled(element=element, group=group, scale=RealScale(statistic="absmean"))
     return Recipe(weights=Target(grid, rounding))
 
+
+BINARY = Method(
+    name="binary",
+    paper="XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks",
+    arxiv="1603.05279",
+    needs="nothing",
+    bits=(1,),
+    build=partial(build, element="binary"),
+)
 
 TERNARY = Method(
     name="ternary",
@@ -28,5 +42,5 @@ TERNARY = Method(
     arxiv="2402.17764",
     needs="nothing",
     bits=(1.58,),
-    build=build,
+    build=partial(build, element="ternary"),
 )
