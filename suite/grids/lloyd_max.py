@@ -147,7 +147,8 @@ def k_means(x: torch.Tensor, n: int, weight: torch.Tensor | None = None, iterati
 
 def _best_intervals(x: torch.Tensor, sums: torch.Tensor, n: int) -> torch.Tensor:
     """The centroids of the `n` intervals of bins with the least squared error, ascending."""
-    ends = torch.cat([torch.tensor([0, len(x)]), torch.searchsorted(x, _spread(x, sums[0], 2**10 if n <= 32 else 2**9))]).unique()
+    places = _spread(x, sums[0], 2**10 if n <= 32 else 2**9)
+    ends = torch.cat([torch.tensor([0, len(x)]), torch.searchsorted(x, places)]).unique()
     total, first, second = sums[:, ends]
     mass = (total[None] - total[:, None]).clamp(min=_TINY)
     cost = (second[None] - second[:, None]) - (first[None] - first[:, None]) ** 2 / mass  # of bins [row, column)
