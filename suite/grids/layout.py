@@ -148,4 +148,4 @@ class Groups:
 
 def in_chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows (n, width) in pieces of about 2^17 values, at least a row each."""
-    return rows.split(max(1, _CHUNK // rows.shape[1]))
+    return rows.split(max(1, _CHUNK // max(1, rows.shape[1])))

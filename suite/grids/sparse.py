@@ -19,6 +19,7 @@ of the kept values only. A width that is no multiple of `of` is padded with drop
 """
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ from kernels.packing import pack, unpack
 from suite.coding import entropy_bits
 from suite.grids.grid import Fitted, Grid
 from suite.grids.integer import Integer
-from suite.grids.layout import ALL, Columns, check_matrix
+from suite.grids.layout import ALL, Columns, check_matrix, in_chunks
 from suite.grids.scaled import Scaled
 
 
@@ -78,7 +79,7 @@ class Sparse:
         if not bool(torch.isfinite(W).all()):
             raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         n_in = W.shape[1]
-        weight = torch.ones(n_in, dtype=torch.float64)
+        weight = None
         if self.score != "magnitude":
             if importance is None or importance.shape != (n_in, n_in):
                 found = "none" if importance is None else f"shape {tuple(importance.shape)}"
@@ -87,16 +88,23 @@ class Sparse:
         mask = self.keep(W, weight).T.contiguous().T  # error feedback reads it column after column
         return FittedSparse(grid=self, inner=self.grid.fit(W.masked_fill(~mask, 0.0), importance), mask=mask)
 
-    def keep(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Where `kept` of `of` have the largest |x| weight, for `x` (out, k) and `weight` (k,); the earlier of equals.
+    def keep(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """Where `kept` of `of` have the largest |x| weight, for `x` (out, k), `weight` (k,) or None; the earlier first.
 
         >>> Sparse(grid=Integer(bits=4)).keep(torch.tensor([[1.0, -3.0, 1.0, 0.0, 0.0]]), torch.ones(5))
         tensor([[ True,  True, False, False,  True]])
         """
-        score = self._sets(x.abs().double() * weight, -1.0)
-        best = score.sort(dim=-1, descending=True, stable=True).indices[..., : self.kept]
-        mask = torch.zeros(score.shape, dtype=torch.bool).scatter_(-1, best, True)
-        return mask.reshape(len(x), -1)[:, : x.shape[1]]
+        return torch.cat([self._keep(part, weight) for part in in_chunks(x)])
+
+    def _keep(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        size = x.abs() if weight is None else x.abs().double() * weight
+        score = self._sets(size, -1.0).permute(2, 0, 1).contiguous()
+        before = torch.arange(self.of - 1, -1, -1, dtype=torch.uint8)[:, None, None].repeat(1, *score.shape[1:])
+        for i, j in combinations(range(self.of), 2):  # `before`: how many of its set come before each
+            earlier = (score[i] >= score[j]).view(torch.uint8)
+            before[i] -= earlier
+            before[j] += earlier
+        return (before < self.kept).permute(1, 2, 0).reshape(len(x), -1)[:, : x.shape[1]]
 
     def _sets(self, x: torch.Tensor, fill: float) -> torch.Tensor:
         """`x` (out, k) as (out, sets, of), a short last set filled up."""
@@ -159,7 +167,8 @@ class FittedSparse:
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (out, k) nearest to `x` (out, k); `cost` as the inner grid has it; 0 where dropped."""
-        return self.inner.nearest(x, columns, cost) * self.mask[:, columns]
+        codes = self.inner.nearest(x, columns, cost)
+        return torch.where(self.mask[:, columns].contiguous(), codes, torch.zeros((), dtype=codes.dtype))
 
     def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes nearest to `x`, and the values they stand for, in one go."""
