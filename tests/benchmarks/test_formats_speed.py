@@ -38,6 +38,9 @@ PEERS: dict[str, Callable[[torch.Tensor], object] | None] = {
     "fp4": None,
     "ternary": None,
     "lloyd-max": None,
+    "magnitude-24": None,
+    "wanda-24": None,
+    "exl2": None,  # whose scales are searched
 }
 
 
@@ -54,12 +57,13 @@ def test_rounding_against_the_peer(benchmark, name: str, threads: int, capsys) -
     W = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     target, peer = method_named(name).recipe(bits=4).weights, PEERS[name]
     assert target is not None
+    H = torch.eye(SHAPE[1], dtype=torch.float64)  # what masks and orders go by
     ours: list[float] = []
     ratios: list[float] = []
 
     def take_turns() -> None:
         begun = time.perf_counter()
-        target.grid.fit(W).nearest(W)
+        target.grid.fit(W, H).nearest(W)
         ours.append(time.perf_counter() - begun)
         if peer is not None:
             begun = time.perf_counter()
