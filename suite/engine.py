@@ -22,7 +22,7 @@ from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
 from suite.outside import UnsupportedError
 from suite.packed import check_places, holds_packed
-from suite.processes import peak_mib, reset_peak, return_freed_memory, spread
+from suite.processes import peak_mib, reset_peak, spread, steady_memory
 from suite.recipe import Recipe, parse
 from suite.store import Record, Store, holds_store
 
@@ -30,7 +30,7 @@ from suite.store import Record, Store, holds_store
 def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
     """Run one cell; whatever goes wrong in it becomes a failed record."""
     torch.set_num_threads(setting.threads)
-    return_freed_memory()
+    steady_memory()
     bench = open_bench(setting, seed)
     blank = _blank(bench, pick)
     if pick.recipe.unsupported:

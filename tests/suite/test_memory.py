@@ -1,7 +1,7 @@
 """At any time one decoder block is in working memory: the peak does not grow with depth.
 
 Left alone, glibc keeps holes of freed memory, more of them in the first few blocks (12 to 27% above the peak of four
-blocks was measured); the engine therefore has every freed tensor of 4 MiB and more handed back to the kernel.
+blocks was measured); the engine therefore has it keep tensors of all sizes in one heap.
 """
 
 import json
