@@ -9,16 +9,19 @@ from suite.grids.exl2 import Exl2
 from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
 from suite.grids.k_quants import Gguf
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
+from suite.grids.nested import DoubleQuantized, TwoLevel
 from suite.grids.scaled import Scaled
-from suite.grids.scales import SCALES, DoubleQuantized, PowerOfTwo, RealScale, TwoLevel, Unscaled
+from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
 
 GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2)
+SCALES = (RealScale, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
 __all__ = [
     "GRIDS",
     "GRID_PARTS",
+    "SCALES",
     "DoubleQuantized",
     "Exl2",
     "GaussianTable",

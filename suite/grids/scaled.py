@@ -19,7 +19,8 @@ from suite.coding import entropy_bits
 from suite.grids.elements import ELEMENTS, Element, Table, code_type
 from suite.grids.layout import ALL, Axis, Columns, Group, Groups, Layout, check_group, check_matrix, in_chunks
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
-from suite.grids.scales import DoubleQuantized, PowerOfTwo, RealScale, Stored, TwoLevel, Unscaled
+from suite.grids.nested import DoubleQuantized, TwoLevel
+from suite.grids.scales import PowerOfTwo, RealScale, Stored, Unscaled
 from suite.grids.stored import from_bits, to_bits
 
 Scale = RealScale | PowerOfTwo | TwoLevel | DoubleQuantized | Unscaled

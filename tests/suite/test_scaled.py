@@ -12,7 +12,7 @@ from block_formats import NVFP4, matrices, mx
 
 from suite.grids import DoubleQuantized, KMeansTable, PowerOfTwo, RealScale, Scaled, ShrinkSearch, Unscaled
 from suite.grids.elements import ELEMENTS
-from suite.grids.scales import dynamic_map
+from suite.grids.nested import dynamic_map
 from suite.quantize import quantize_matrix
 from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
