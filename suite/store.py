@@ -7,6 +7,7 @@ only ever replaced by rows of the same key, so a run that is started again ends 
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 VERSION = 1
+_TRIES = 200  # ten seconds
 _APPLICATION = 0x62667231  # "bfr1": tells our files from other SQLite files
 
 Status = Literal["ok", "skipped", "failed"]
@@ -114,6 +116,18 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60)
 
 
+def _set_write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on; SQLite does not wait its timeout here while another process is doing the same."""
+    for left in reversed(range(_TRIES)):
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(0.05)
+
+
 def _open_to_read(path: Path) -> sqlite3.Connection:
     """Without leave to write, yet such that closing clears away the log's files, which `mode=ro` leaves lying about.
 
@@ -172,7 +186,7 @@ class Store:
 
     def _open_to_write(self) -> sqlite3.Connection:
         self._connection = connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        connection.execute("pragma journal_mode = wal")
+        _set_write_ahead(connection)
         connection.execute("pragma synchronous = full")
         with self._transaction():
             if not connection.execute("pragma user_version").fetchone()[0]:

@@ -174,3 +174,24 @@ def test_processes_may_make_and_write_one_store_at_the_same_time(tmp_path):
         assert len(store.records()) == 4 * 20 + 1
         assert store.layers(record("c-19")) == [layer("a"), layer("b")]
         assert store.layers(record("shared")) == [layer("a")]
+
+
+def make_stores(barrier, folder, errors):
+    for i in range(60):
+        barrier.wait()
+        try:
+            Store(folder / f"{i}.db").close()
+        except ValueError as error:
+            errors.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_many_processes_may_make_one_store_at_the_same_moment(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, errors = context.Barrier(4), context.SimpleQueue()
+    started = [context.Process(target=make_stores, args=(barrier, tmp_path, errors)) for _ in range(4)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert errors.empty() and all(process.exitcode == 0 for process in started)
