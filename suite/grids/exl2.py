@@ -29,7 +29,7 @@ import torch
 
 from kernels.packing import pack, unpack
 from suite.coding import entropy_bits
-from suite.grids.layout import ALL, Columns, check_matrix
+from suite.grids.layout import ALL, Columns, check_finite, check_matrix
 from suite.grids.stored import from_bits, to_bits
 
 WIDTHS = (2, 3, 4, 5, 6, 8)  # those that ExLlamaV2 has kernels for
@@ -120,8 +120,7 @@ class Exl2:
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
-        if not bool(torch.isfinite(W).all()):
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
+        check_finite(W)
         n_out, n_in = W.shape
         if importance is None or importance.shape != (n_in, n_in):
             found = "none" if importance is None else f"shape {tuple(importance.shape)}"

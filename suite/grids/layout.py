@@ -28,6 +28,12 @@ def check_matrix(W: torch.Tensor) -> None:
 _CHUNK = 1 << 17  # values looked at in one go: what is computed of them stays in a core's cache
 
 
+def check_finite(W: torch.Tensor) -> None:
+    """Raise `ValueError` for NaN or infinite values; a finite sum of all says at once that there are none."""
+    if not bool(torch.isfinite(W.sum())) and not bool(torch.isfinite(W).all()):
+        raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Parameters (R, C) of an (out, in) matrix: element (r, j) has those of row r % R, column j // width.

@@ -29,7 +29,7 @@ from kernels.packing import pack, unpack
 from suite.coding import entropy_bits
 from suite.grids.grid import Fitted, Grid
 from suite.grids.integer import Integer
-from suite.grids.layout import ALL, Columns, check_matrix, in_chunks
+from suite.grids.layout import ALL, Columns, check_finite, check_matrix, in_chunks
 from suite.grids.scaled import Scaled
 
 
@@ -76,8 +76,7 @@ class Sparse:
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
-        if not bool(torch.isfinite(W).all()):
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
+        check_finite(W)
         n_in = W.shape[1]
         weight = None
         if self.score != "magnitude":
