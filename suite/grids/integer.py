@@ -24,7 +24,7 @@ import torch
 
 from kernels.packing import pack, unpack
 from suite.coding import entropy_bits
-from suite.grids.layout import ALL, Columns, Layout, check_group, check_matrix
+from suite.grids.layout import ALL, Columns, Layout, check_finite, check_group, check_matrix
 from suite.grids.stored import from_bits, stored_type, to_bits
 
 Convention = Literal["asymmetric", "real-zero", "full-range", "narrow", "span", "signed-max", "half-integer"]
@@ -117,12 +117,11 @@ class Integer:
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
+        check_finite(W)
         if isinstance(self.clip, OutputSearch) and importance is None:
             raise ValueError("an output search needs the Gram matrix H")
         layout = self.layout((W.shape[0], W.shape[1]))
         grouped_low, grouped_high = layout.grouped(W, math.inf).amin(-1), layout.grouped(W, -math.inf).amax(-1)
-        if not bool(torch.isfinite(grouped_low).all() & torch.isfinite(grouped_high).all()):  # NaN spreads to both
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         best = self._from_range(W, grouped_low, grouped_high)
         if self.clip is None:
             return best

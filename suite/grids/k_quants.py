@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from suite.coding import entropy_bits
 from suite.grids.gguf_blocks import FORMATS, Format, GgufType, pack_blocks, unpack_blocks
 from suite.grids.gguf_search import LARGEST, Scales, search
-from suite.grids.layout import ALL, Columns, Layout, check_matrix
+from suite.grids.layout import ALL, Columns, Layout, check_finite, check_matrix
 
 _AT_ONCE = 1 << 20  # values in working memory at a time, in a few buffers of 4 MiB; any value is correct
 _BELOW_HALF = 0.5 - 2.0**-25  # the largest float32 below 1/2: truncation after adding it is exact rounding of halves up
@@ -68,9 +68,8 @@ class Gguf:
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
+        check_finite(W)
         low, high = W.aminmax()
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):  # NaN spreads to both
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         weights = self._weights(W.shape[1], importance) if self.importance else None
         found = []
         for part in _row_parts(len(W), self._padded(W.shape[1])):

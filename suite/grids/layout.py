@@ -144,11 +144,10 @@ class Groups:
     @classmethod
     def of(cls, W: torch.Tensor, layout: Layout) -> "Groups":
         """Cut `W` (out, in); `ValueError` for NaN or infinite values."""
+        check_finite(W)
         values = layout.grouped(W, 0.0)
         parts = [part.abs().amax(-1) for part in in_chunks(values.reshape(-1, values.shape[-1]))]
         largest = torch.cat(parts).reshape(values.shape[:2])
-        if not bool(torch.isfinite(largest).all()):  # NaN spreads too
-            raise ValueError(f"expected finite values, found NaN or infinity in a matrix of shape {tuple(W.shape)}")
         return cls(values, layout.members, largest)
 
 

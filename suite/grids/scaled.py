@@ -85,10 +85,8 @@ class Scaled:
         return self._search(W, groups, layout, element)
 
     def _element(self, W: torch.Tensor, groups: Groups, layout: Layout, H: torch.Tensor | None) -> Element:
-        constant = self._constant()
-        if constant is not None or not isinstance(self.element, KMeansTable):
-            assert constant is not None
-            return constant
+        if not isinstance(self.element, KMeansTable):
+            return self._constant(self.element)
         if self.element.weighted and H is None:
             raise ValueError("a weighted table needs the Gram matrix H")
         scale = layout.expand(self.scale.scale(self.scale.fit(groups, ELEMENTS["binary"])))
@@ -97,11 +95,10 @@ class Scaled:
             weight = weight * H.diagonal().to(W.dtype)
         return self.element.fit(W / scale, weight)
 
-    def _constant(self) -> Element | None:
-        """The element, unless it is fitted to each matrix."""
-        if isinstance(self.element, str):
-            return ELEMENTS[self.element]
-        return _gaussian(self.element) if isinstance(self.element, GaussianTable) else None
+    @staticmethod
+    def _constant(element: str | GaussianTable) -> Element:
+        """An element that is the same for every matrix."""
+        return ELEMENTS[element] if isinstance(element, str) else _gaussian(element)
 
     def _bind(self, layout: Layout, element: Element, stored: Stored) -> "FittedScaled":
         scale, inverse = self.scale.scale(stored), self.scale.inverse(stored)
@@ -134,10 +131,11 @@ class Scaled:
         found = unpack(payload, [*group_of, *table, *widths, (n_codes + self._odd(n_codes), self.bits)])
         if group_of:
             layout = replace(layout, group_of=found[0])
-        element = self._constant()
-        if element is None:
+        if isinstance(self.element, KMeansTable):
             levels = from_bits(found[len(group_of)], 16).double()
-            element = Table("k-means", self.bits, tuple(levels.tolist()))
+            element: Element = Table("k-means", self.bits, tuple(levels.tolist()))
+        else:
+            element = self._constant(self.element)
         stored = self.scale.restore(found[len(group_of) + len(table) : -1], rows, columns)
         codes = self._halves(found[-1])[:n_codes].to(code_type(self.bits))
         codes = layout.ungrouped(codes.reshape(rows, columns, -1)) if self.pad else codes.reshape(n_out, n_in)
