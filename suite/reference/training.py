@@ -82,7 +82,10 @@ def perplexity(model: LlamaForCausalLM, rows: np.ndarray) -> float:
 
 
 def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] = lambda step, loss_nats: None) -> dict:
-    """Train the checkpoint into the directory `out` (resuming there) and return its data card."""
+    """Train the checkpoint into the directory `out` (resuming there) and return its data card.
+
+    The model as it was before the first and after half of the steps is kept in `out/initial` and `out/half`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, parts, names = _prepare(out)
     stream = np.concatenate(parts["training"])
@@ -93,6 +96,8 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, dtype="float32",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
+    _save(model, wrapped, out / "initial")
     snapshots = {"initial": weight_statistics(model)}
     validation, _ = cut_rows(parts["validation"], LENGTH)
     started = time.monotonic()
@@ -113,6 +118,7 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
         if step == plan.schedule.steps // 2:
             snapshots["half"] = weight_statistics(model)
             (out / "half.json").write_text(json.dumps(snapshots["half"]))
+            _save(model, wrapped, out / "half")
         if step % 250 == 0 or step == plan.schedule.steps:
             model.eval()
             rows = validation if step == plan.schedule.steps else validation[::4]
@@ -128,13 +134,16 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
 
     train(model, loss_of, plan.schedule, checkpoint=out / "training.pt", every=250, after=after)
     snapshots["final"] = weight_statistics(model)
-    model.save_pretrained(out)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
-    wrapped.save_pretrained(out)
+    _save(model, wrapped, out)
     (out / "weights.json").write_text(json.dumps(snapshots, indent=1) + "\n")
     card = _card(plan, parts, names, stream, log[-1])
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return card
+
+
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, place: Path) -> None:
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
 
 
 def _prepare(out: Path) -> tuple[Tokenizer, dict[Part, list[np.ndarray]], dict[Part, list[str]]]:
