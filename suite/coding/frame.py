@@ -197,21 +197,30 @@ class Alphabet:
         return cls((lowest + offsets).astype(np.int32))
 
 
-def tally(symbols: np.ndarray) -> tuple[Alphabet, np.ndarray]:
-    """The alphabet of `symbols` (n,), any integer type, and how often each of it occurs, int64 (m,).
+def bounds(symbols: np.ndarray) -> tuple[int, int]:
+    """The lowest and the highest of `symbols` (n,), any integer type; two zeros if there are none.
 
-    Raises `ValueError` for what is not a row of fewer than 2^31 integers of 32 bits with at most 2^15 different ones.
+    Raises `ValueError` for what is not a row of fewer than 2^31 integers that fit in int32.
     """
     if not isinstance(symbols, np.ndarray) or symbols.ndim != 1 or symbols.dtype.kind not in "iu":
         found = f"{symbols.dtype} {symbols.shape}" if isinstance(symbols, np.ndarray) else type(symbols).__name__
         raise ValueError(f"symbols are {found}, expected a one-dimensional array of integers")
-    if symbols.size == 0:
-        return Alphabet(np.zeros(0, dtype=np.int32)), np.zeros(0, dtype=np.int64)
     if symbols.size >= 1 << 31:
         raise ValueError(f"{symbols.size} symbols, a stream holds fewer than 2^31")
-    lowest, highest = int(symbols.min()), int(symbols.max())
+    lowest, highest = (int(symbols.min()), int(symbols.max())) if symbols.size else (0, 0)
     if lowest < -(1 << 31) or highest >= 1 << 31:
-        raise ValueError(f"symbols lie between {lowest} and {highest}, expected 32 bits with a sign")
+        raise ValueError(f"symbols lie between {lowest} and {highest}, expected integers that fit in int32")
+    return lowest, highest
+
+
+def tally(symbols: np.ndarray) -> tuple[Alphabet, np.ndarray]:
+    """The alphabet of `symbols` (n,), any integer type, and how often each of it occurs, int64 (m,).
+
+    Raises `ValueError` as `bounds` does, and for more than 2^15 different symbols.
+    """
+    lowest, highest = bounds(symbols)
+    if symbols.size == 0:
+        return Alphabet(np.zeros(0, dtype=np.int32)), np.zeros(0, dtype=np.int64)
     span = highest - lowest + 1
     if span <= _SPANS_COUNTED or span <= min(_SPANS_MAPPED, symbols.size):
         all_counts = _count(symbols, lowest, span)
