@@ -1,0 +1,275 @@
+"""Lossless coding of floating-point bit patterns: exponents Huffman coded, signs and mantissas as they are.
+
+Zhang et al. 2025, DFloat11, arXiv:2504.11651 (BF16), and Yang et al. 2025, ECF8, arXiv:2510.02676 (FP8 E4M3): trained
+weights fill their mantissas almost evenly, but use a dozen or two of the exponents, most of them rarely. Differences:
+
+- Code lengths are optimal under the limit (package-merge). DFloat11 lowers the counts of the rarest exponents until
+  no code is longer than 32 bits, and hops through tables of 256 entries, where an entry from 240 up is a pointer, so
+  that a weight of 2^113 or more, an infinity or a NaN is taken for one. Here one look-up of 2^longest entries decodes
+  every pattern there is.
+- A thread's place in the stream costs 16 bits for `chunk` symbols, 0.004 bits a weight at 4096. DFloat11 gives each
+  thread 8 bytes of codes: 5 bits for the first code's offset in them and 32 for every block of threads, 5/64 of what
+  is coded, or 0.21 bits a weight, for a hundred times as many threads.
+- `section` chunks share a table. One table for a tensor, or for all of a transformer block as DFloat11 has it, ignores
+  that rows and layers differ in scale: for the reference model's matrices in one row it takes 0.012 bits a weight more
+  than tables for 2^18 weights each, which themselves take 0.0004.
+
+The body of a stream, numbers and alphabets as in `suite.coding.frame`, codes as in `suite.coding.huffman`:
+
+    varint                  n, how many patterns
+    byte                    16 * exponent bits + mantissa bits
+    byte                    longest
+    varint, varint          chunk, section; nothing follows if n is 0
+    tables                  for each section in turn
+        alphabet              its m different exponents; nothing follows if m is 1
+        (m + 1) // 2 B        code length - 1 of each, 4 bits, the first one in the lower half of a byte
+    uint16 ...              bits of each chunk, minus 1, little-endian, for sections with m > 1
+    planes                  sign * 2^mantissa bits + mantissa of all n, w bits each: 8 bits of them a plane, lowest
+                            first, then a last plane of the v = w % 8 bits left, if any
+        n B                   a plane of 8 bits: byte i is of pattern i
+        (n v + 7) // 8 B      one of v bits: bit j of pattern i is bit (i v + j) % 8 of byte (i v + j) // 8
+    uint32 ...              the codes of each section with m > 1, little-endian, filled up to a whole word with zeros
+
+Section k is patterns k * section * chunk and on, chunk i those of i * chunk and on; only the last ones may be short. A
+section begins with a new word and its chunks follow each other bit by bit, so that a prefix sum over the uint16s finds
+where every chunk starts. For BF16 (w = 8) a pattern is put together from byte i of the plane and one exponent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from suite.coding.frame import SLAB, Alphabet, Reader, seal, unseal, varint
+from suite.coding.huffman import canonical, code_lengths, write_bits
+
+_LANES = 2048  # chunks decoded side by side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exponents:
+    """Patterns of 1 sign, `exponent_bits` and `mantissa_bits`, with codes of at most `longest` bits for exponents.
+
+    The larger `chunk`, the fewer the bits that say where chunks begin (16 / chunk a weight), and the fewer the threads
+    that can decode at once (weights / chunk). The larger `section` (in chunks), the less the tables cost, about
+    120 / (section * chunk) bits a weight for BF16, and the less they follow weights whose scale changes. A stream says
+    all of it: any `Exponents` decodes what another one encoded.
+    """
+
+    exponent_bits: int = 8
+    mantissa_bits: int = 7
+    chunk: int = 4096
+    longest: int = 13
+    section: int = 64
+
+    name = "exponents"
+
+    def __post_init__(self) -> None:
+        if self._refused:
+            raise ValueError(self._refused)
+
+    @property
+    def _refused(self) -> str | None:
+        if not (1 <= self.exponent_bits <= 8 and 0 <= self.mantissa_bits <= 15 - self.exponent_bits):
+            return (
+                f"exponent_bits {self.exponent_bits}, mantissa_bits {self.mantissa_bits}: expected 1 to 8 bits of "
+                f"exponent and at most 16 in all, with the sign"
+            )
+        if not self.exponent_bits <= self.longest <= 16 or not 1 <= self.chunk <= (1 << 16) // self.longest:
+            return (
+                f"longest {self.longest}, chunk {self.chunk}: expected {self.exponent_bits} (the exponent's bits) to "
+                f"16 bits and a chunk of at most 2^16 bits in all"
+            )
+        return None if self.section >= 1 else f"section {self.section}: expected at least one chunk"
+
+    def encode(self, symbols: np.ndarray) -> bytes:
+        """The stream of bit patterns `symbols` (n,), any integer type. Raises `ValueError` for what is none."""
+        _check(symbols, 1 + self.exponent_bits + self.mantissa_bits)
+        head = [varint(symbols.size), bytes([16 * self.exponent_bits + self.mantissa_bits, self.longest]),
+                varint(self.chunk), varint(self.section)]  # fmt: skip
+        tables, sizes, words = [], [], []
+        for start in range(0, symbols.size, self.section * self.chunk):
+            some = symbols[start : start + self.section * self.chunk].astype(np.int32)
+            exponents = (some >> self.mantissa_bits & (1 << self.exponent_bits) - 1).astype(np.uint8)
+            counts = np.bincount(exponents, minlength=1 << self.exponent_bits)
+            used, lengths = np.flatnonzero(counts), code_lengths(counts, self.longest)
+            tables.append(Alphabet(used.astype(np.int32)).to_bytes())
+            if used.size > 1:
+                tables.append(_pack(lengths[used] - 1, 4))
+                coded, bits = write_bits(exponents, lengths, self.chunk)
+                sizes.append(bits.tobytes())
+                words.append(coded.tobytes())
+        return seal(self.name, b"".join([*head, *tables, *sizes, *self._planes(symbols), *words]))
+
+    def _planes(self, symbols: np.ndarray) -> Iterator[bytes]:
+        for low in range(0, 1 + self.mantissa_bits, 8):
+            for start in range(0, symbols.size, SLAB):
+                some = symbols[start : start + SLAB].astype(np.int32)
+                raw = some >> self.exponent_bits & 1 << self.mantissa_bits | some & (1 << self.mantissa_bits) - 1
+                yield _pack((raw >> low & 255).astype(np.uint8), min(8, 1 + self.mantissa_bits - low))
+
+    def decode(self, stream: bytes) -> np.ndarray:
+        """The patterns, int32 (n,). Raises `ValueError` for a stream that is damaged or another coder's."""
+        reader = unseal(self.name, stream)
+        n = reader.varint("its number of patterns")
+        (fields, longest), chunk = reader.take(2, "its format"), reader.varint("its chunk")
+        section = reader.varint("its section")
+        try:
+            found = Exponents(exponent_bits=fields >> 4, mantissa_bits=fields & 15, longest=longest, chunk=chunk,
+                              section=section)  # fmt: skip
+        except ValueError as error:
+            raise reader.damaged(str(error)) from error
+        return found._patterns(reader, n)
+
+    def _patterns(self, reader: Reader, n: int) -> np.ndarray:
+        size, width = self.section * self.chunk, 1 + self.mantissa_bits
+        sections = [_Section.read(reader, self, min(size, n - start)) for start in range(0, n, size)]
+        for one in sections:
+            one.read_sizes(reader, self.chunk)
+        widths = [(low, min(8, width - low)) for low in range(0, width, 8)]
+        planes = [(low, wide, reader.take((n * wide + 7) // 8, "a plane")) for low, wide in widths]
+        for one in sections:
+            one.words = np.frombuffer(reader.take(4 * one.n_words, "the codes of a section"), dtype="<u4")
+        reader.finish()
+        patterns = np.zeros(n, dtype=np.int32)
+        for low, wide, plane in planes:
+            for start, some in _unpack(plane, n, wide):
+                patterns[start : start + some.size] |= some.astype(np.int32) << low
+        above = (1 << self.exponent_bits) - 1 << self.mantissa_bits  # what moves a sign to its place
+        together = max(1, _LANES // self.section)
+        for first in range(0, len(sections), together):
+            found = _side_by_side(sections[first : first + together], self, reader)
+            for place, exponents in enumerate(found, first):
+                some = patterns[place * size : (place + 1) * size]
+                some += (some >> self.mantissa_bits) * above
+                some |= exponents.astype(np.int32) << self.mantissa_bits
+        return patterns
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros(0, dtype=np.uint32)
+
+
+@dataclass(slots=True, eq=False)
+class _Section:
+    """What a stream says of `n` patterns: one `exponent` for all, or a `table` (2^longest,), sizes and words."""
+
+    n: int
+    exponent: int = 0
+    table: np.ndarray = field(default_factory=_nothing)
+    ends: np.ndarray = field(default_factory=_nothing)  # of its chunks, in bits from its start, int64
+    words: np.ndarray = field(default_factory=_nothing)
+
+    @classmethod
+    def read(cls, reader: Reader, coder: Exponents, n: int) -> "_Section":
+        """The alphabet and the code."""
+        exponents = Alphabet.read(reader).symbols
+        if exponents.size == 0 or exponents[0] < 0 or exponents[-1] >> coder.exponent_bits:
+            raise reader.damaged(f"the exponents of a section are not of {coder.exponent_bits} bits")
+        if exponents.size == 1:
+            return cls(n, int(exponents[0]))
+        packed = reader.take((exponents.size + 1) // 2, "code lengths")
+        lengths = next(_unpack(packed, exponents.size, 4))[1] + np.uint8(1)
+        return cls(n, table=_table(exponents, lengths, coder.longest, reader))
+
+    def read_sizes(self, reader: Reader, chunk: int) -> None:
+        """The ends of its chunks."""
+        if self.table.size:
+            sizes = reader.take(2 * -(-self.n // chunk), "the sizes of chunks")
+            self.ends = np.cumsum(np.frombuffer(sizes, dtype="<u2").astype(np.int64) + 1)
+
+    @property
+    def n_words(self) -> int:
+        """How many words its codes take."""
+        return -(-int(self.ends[-1]) // 32) if self.table.size else 0
+
+
+def _table(exponents: np.ndarray, lengths: np.ndarray, longest: int, reader: Reader) -> np.ndarray:
+    """For each number of `longest` bits the code it begins with, as exponent * 32 + length, uint16."""
+    if lengths.max() > longest:
+        raise reader.damaged(f"a code of {lengths.max()} bits, at most {longest} are allowed")
+    spare = longest - lengths.astype(np.int64)
+    try:
+        order = np.argsort(canonical(lengths).astype(np.int64) << spare)
+    except ValueError as error:
+        raise reader.damaged(str(error)) from error
+    return np.repeat((exponents << 5 | lengths)[order].astype(np.uint16), 1 << spare[order])
+
+
+def _side_by_side(sections: list[_Section], coder: Exponents, reader: Reader) -> Iterator[np.ndarray]:
+    """The exponents of each section, uint8; the chunks of all are decoded together."""
+    coded = [one for one in sections if one.table.size]
+    found = _lockstep(coded, coder, reader) if coded else np.zeros((0, 0), dtype=np.uint8)
+    lane = 0
+    for one in sections:
+        if one.table.size:
+            yield found[:, lane : lane + one.ends.size].T.reshape(-1)[: one.n]
+            lane += one.ends.size
+        else:
+            yield np.full(one.n, one.exponent, dtype=np.uint8)
+
+
+def _lockstep(coded: list[_Section], coder: Exponents, reader: Reader) -> np.ndarray:
+    """Exponents uint8 (symbols of a chunk, chunks), a table look-up of every chunk at each step."""
+    words = np.concatenate([one.words for one in coded] + [np.zeros(2, dtype=np.uint32)]).astype(np.uint64)
+    doubles = words[:-1] << np.uint64(32) | words[1:]
+    firsts = 32 * np.cumsum([0] + [one.n_words for one in coded[:-1]])
+    ends = np.concatenate([first + one.ends for first, one in zip(firsts, coded, strict=True)])
+    starts = [np.append(first, first + one.ends[:-1]) for first, one in zip(firsts, coded, strict=True)]
+    at = np.concatenate(starts)
+    table = np.concatenate([one.table for one in coded])
+    base = np.repeat(np.arange(len(coded)) << coder.longest, [one.ends.size for one in coded])
+    lanes, short = at.size, coded[-1].n - (coded[-1].ends.size - 1) * coder.chunk  # the last lane may be short
+    found = np.zeros((coder.chunk if lanes > 1 else short, lanes), dtype=np.uint8)
+    for step, row in enumerate(found):
+        if step == short:
+            lanes -= 1
+        here = at[:lanes]
+        top = doubles.take(here >> 5, mode="clip")  # what is damaged may lead beyond the end
+        top <<= (here & 31).view(np.uint64)
+        top >>= np.uint64(64 - coder.longest)
+        entry = table.take(top.view(np.int64) + base[:lanes])
+        np.right_shift(entry, 5, out=row[:lanes], casting="unsafe")
+        here += entry & 31
+    if (at != ends).any():
+        raise reader.damaged(f"{(at != ends).sum()} of {at.size} chunks do not end where their sizes say")
+    return found
+
+
+def _check(symbols: np.ndarray, bits: int) -> None:
+    """Raise `ValueError` unless `symbols` is a row of fewer than 2^31 patterns of so many bits."""
+    if not isinstance(symbols, np.ndarray) or symbols.ndim != 1 or symbols.dtype.kind not in "iu":
+        found = f"{symbols.dtype} {symbols.shape}" if isinstance(symbols, np.ndarray) else type(symbols).__name__
+        raise ValueError(f"symbols are {found}, expected a one-dimensional array of integers")
+    if symbols.size >= 1 << 31:
+        raise ValueError(f"{symbols.size} symbols, a stream holds fewer than 2^31")
+    if symbols.size and (symbols.min() < 0 or symbols.max() >> bits):
+        raise ValueError(f"symbols lie between {symbols.min()} and {symbols.max()}, expected patterns of {bits} bits")
+
+
+def _pack(values: np.ndarray, width: int) -> bytes:
+    """Values uint8 (n,) of `width` <= 8 bits each, least significant bit first: eight of them make `width` bytes."""
+    if width == 8:
+        return values.tobytes()
+    eights = np.zeros(-(-values.size // 8) * 8, dtype=np.uint64)
+    eights[: values.size] = values
+    joined = (eights.reshape(-1, 8) << (width * np.arange(8, dtype=np.uint64))).sum(1, dtype=np.uint64)
+    octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
+    return octets.tobytes()[: (values.size * width + 7) // 8]
+
+
+def _unpack(packed: memoryview, n: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The inverse of `_pack` in slabs: where each begins, and its values uint8."""
+    octets = np.frombuffer(packed, dtype=np.uint8)
+    for start in range(0, n, SLAB):
+        count = min(SLAB, n - start)
+        some = octets[start * width // 8 : ((start + count) * width + 7) // 8]
+        if width < 8:
+            whole = np.zeros((-(-count // 8), 8), dtype=np.uint8)
+            padded = np.zeros(whole.shape[0] * width, dtype=np.uint8)
+            padded[: some.size] = some
+            whole[:, :width] = padded.reshape(-1, width)
+            joined = whole.view("<u8").astype(np.uint64)
+            some = (joined >> (width * np.arange(8, dtype=np.uint64)) & np.uint64((1 << width) - 1)).astype(np.uint8)
+            some = some.reshape(-1)[:count]
+        yield start, some
