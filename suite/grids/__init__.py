@@ -5,6 +5,7 @@ and `decode` on any of its columns, `refit` for columns whose values have moved,
 that all of it is stored in (`suite.grids.grid`).
 """
 
+from suite.grids.bfloat16 import BFloat16
 from suite.grids.exl2 import Exl2
 from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
 from suite.grids.k_quants import Gguf
@@ -14,7 +15,7 @@ from suite.grids.scaled import Scaled
 from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
 
-GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2)
+GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16)
 SCALES = (RealScale, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
@@ -22,6 +23,7 @@ __all__ = [
     "GRIDS",
     "GRID_PARTS",
     "SCALES",
+    "BFloat16",
     "DoubleQuantized",
     "Exl2",
     "GaussianTable",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from suite.grids import (
     GRIDS,
+    BFloat16,
     DoubleQuantized,
     Exl2,
     GaussianTable,
@@ -90,6 +91,7 @@ PROMISES = [
     Promise(gaussian(2, "uniform"), zero=False, constant=0.495),
     Promise(Scaled(element=KMeansTable(bits=2), group="row")),
     Promise(Scaled(element="float16", group="tensor", scale=Unscaled()), again=True, odd=True),
+    Promise(BFloat16(), again=True, odd=True, constant=2.0**-8),
     Promise(Gguf(type="q2_k")), Promise(Gguf(type="q3_k")),
     Promise(Gguf(type="q4_k")), Promise(Gguf(type="q5_k")),
     Promise(Gguf(type="q6_k")), Promise(Gguf(type="q4_0"), slack=2.0**-10),
