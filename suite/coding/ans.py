@@ -52,7 +52,7 @@ class Ans:
         for slab in alphabet.slabs(symbols, np.int32, backward=True):  # a stack: what is pushed last comes out first
             coder.encode_reverse(slab, model)
         words = coder.get_compressed().astype("<u4", copy=False)
-        return seal(self.name, b"".join([head, eighths.tobytes(), words.tobytes()]))
+        return seal(self.name, head, eighths.data, words.data)
 
     def decode(self, stream: bytes) -> np.ndarray:
         """The symbols, int32 (n,). Raises `ValueError` for a stream that is damaged or another coder's."""

@@ -34,10 +34,13 @@ _SPANS_MAPPED = 1 << 24  # and up to here if the symbols are as many
 _PAIRS_COUNTED = 1 << 17  # more symbols than this of a range of bytes are counted two at a time
 
 
-def seal(coder: str, body: bytes) -> bytes:
-    """The stream of a coder's body: its tag, the body, the checksum."""
-    tagged = bytes([1 + CODERS.index(coder)]) + body
-    return tagged + zlib.crc32(tagged).to_bytes(4, "little")
+def seal(coder: str, *body: bytes | memoryview) -> bytes:
+    """The stream of a coder's body, given in parts: its tag, the parts, the checksum."""
+    tagged = (bytes([1 + CODERS.index(coder)]), *body)
+    checksum = 0
+    for part in tagged:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join([*tagged, checksum.to_bytes(4, "little")])
 
 
 def unseal(coder: str, stream: bytes) -> "Reader":
@@ -247,10 +250,14 @@ def _count(symbols: np.ndarray, lowest: int, span: int) -> np.ndarray:
 def _count_pairs(symbols: np.ndarray, lowest: int) -> np.ndarray:
     """The counts of a range of bytes, int64 (256,): two neighbors are one uint16, which halves what is counted."""
     pairs, odd = np.zeros(1 << 16, dtype=np.int64), np.zeros(256, dtype=np.int64)
-    for start in range(0, symbols.size, 4 * SLAB):
-        slab = symbols[start : start + 4 * SLAB]
-        above = np.ascontiguousarray(slab).view(np.uint8) if slab.itemsize == 1 else slab.astype(np.uint8)
-        pairs += np.bincount(above[: above.size // 2 * 2].view(np.uint16), minlength=1 << 16)
-        odd += np.bincount(above[above.size // 2 * 2 :], minlength=256)
+    step = min(2 * SLAB, symbols.size)
+    octets, keys = np.empty(step, dtype=np.uint8), np.empty(step // 2, dtype=np.intp)
+    for start in range(0, symbols.size, step):
+        slab = symbols[start : start + step]
+        n, whole = slab.size, slab.size // 2 * 2
+        np.copyto(octets[:n], slab, casting="unsafe")  # modulo 256
+        np.copyto(keys[: whole // 2], octets[:whole].view(np.uint16))
+        pairs += np.bincount(keys[: whole // 2], minlength=1 << 16)
+        odd += np.bincount(octets[whole:n], minlength=256)
     grid = pairs.reshape(256, 256)
-    return np.roll(grid.sum(0) + grid.sum(1) + odd, -(lowest % 256))  # whatever the sign, all was taken modulo 256
+    return np.roll(grid.sum(0) + grid.sum(1) + odd, -(lowest % 256))  # from `lowest` on, whatever its sign

@@ -91,7 +91,7 @@ def _sealed(coder: str, symbols: np.ndarray, compress: Callable[[bytes], bytes])
     held = [np.iinfo(kind).min <= lowest and highest <= np.iinfo(kind).max for kind in TYPES]
     kind = held.index(True)
     data = symbols.astype(TYPES[kind]).tobytes()
-    return seal(coder, bytes([kind]) + varint(symbols.size) + compress(data))
+    return seal(coder, bytes([kind]) + varint(symbols.size), compress(data))
 
 
 def _unsealed(coder: str, stream: bytes, decompress: Callable[[memoryview, int], bytes]) -> np.ndarray:

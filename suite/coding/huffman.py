@@ -24,6 +24,7 @@ A code has at most `longest` <= 16 bits and a chunk at most 2^16. A single symbo
 should move on and since it bounds what a short stream may expand to; it is the one case with a redundancy of 1 bit.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,8 @@ import numpy as np
 from suite.coding.frame import SLAB, Alphabet, seal, tally, unseal, varint
 
 LONGEST = 16  # bits of a code: two of them fit in a word, and a table of all beginnings in a cache
-_LANES = 2048  # chunks decoded side by side
+_LANES = 4096  # chunks decoded side by side: what a step touches stays in the cache, and its overhead is spread
+_STEPS = 128  # symbols of each of them before they are put in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Huffman:
         words, sizes = write_bits(alphabet.places(symbols, np.uint16), lengths, self.chunk)
         longest = int(lengths.max())
         code = varint(longest) + _pack(lengths - 1, _width(longest)) + varint(self.chunk)
-        return seal(self.name, b"".join([head, code, sizes.tobytes(), words.tobytes()]))
+        return seal(self.name, head, code, sizes.data, words.data)
 
     def decode(self, stream: bytes) -> np.ndarray:
         """The symbols, int32 (n,). Raises `ValueError` for a stream that is damaged or another coder's."""
@@ -225,54 +227,70 @@ def read_bits(
     if words.size != (-(-int(ends[-1]) // 32) if n else 0):
         raise ValueError(f"chunks of {ends[-1] if n else 0} bits in all in {words.size} words of 32")
     symbols = np.arange(lengths.size, dtype=np.uint16) if symbols is None else symbols
-    table, longest = _table(lengths), int(lengths.max(initial=0))
+    table = _table(lengths, symbols)
     out = np.empty(n, dtype=symbols.dtype)
     for start in range(0, sizes.size, _LANES):
-        lanes_end = ends[start : start + _LANES]
-        begun = int(ends[start - 1]) if start else 0
+        begun, theirs = int(ends[start - 1]) if start else 0, ends[start : start + _LANES]
         first = begun // 32
-        near = np.zeros(int(lanes_end[-1]) // 32 + 2 - first, dtype=np.uint64)
+        near = np.zeros(int(theirs[-1]) // 32 + 2 - first, dtype=np.uint64)
         some = words[first : first + near.size]
         near[: some.size] = some
-        doubles = near[:-1] << np.uint64(32) | near[1:]
-        starts = np.concatenate([[begun], lanes_end[:-1]]) - 32 * first
-        last = min(n, (start + _LANES) * chunk)
-        places = _lockstep(doubles, starts, lanes_end - 32 * first, table, longest, last - start * chunk, chunk)
-        out[start * chunk : last] = symbols.take(places)
+        doubles = near[:-1] << np.uint64(32) | near[1:]  # word i is followed by what lies after it
+        starts = np.concatenate([[begun], theirs[:-1]]) - 32 * first
+        _lockstep(doubles, starts, theirs - 32 * first, table, chunk, out[start * chunk : (start + _LANES) * chunk])
     return out
 
 
-def _table(lengths: np.ndarray) -> np.ndarray:
-    """For every beginning of `longest` bits, place * 32 + length of the code it begins with, uint32; 0 if none."""
+def _table(lengths: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """For every beginning of `longest` bits the code it begins with, int64: length * 2^32 + symbol modulo 2^32, or 0."""
     canonical(lengths)  # refuses what is no code
     order, longest = _order(lengths), int(lengths.max(initial=0))
-    entries = (order << 5 | lengths[order]).astype(np.uint32)
-    table = np.zeros(1 << longest, dtype=np.uint32)
-    filled = np.repeat(entries, 1 << (longest - lengths[order].astype(np.int64)))
+    own = lengths[order].astype(np.int64)
+    filled = np.repeat(own << 32 | symbols[order].astype(np.int64) & 0xFFFFFFFF, 1 << (longest - own))
+    table = np.zeros(1 << longest, dtype=np.int64)
     table[: filled.size] = filled
     return table
 
 
 def _lockstep(
-    doubles: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray, longest: int, n: int, chunk: int
-) -> np.ndarray:
-    """The places (n,) of chunks that begin at bits `starts` (lanes,), a table look-up of every lane at each step."""
-    lanes, short = starts.size, n - (starts.size - 1) * chunk  # the last lane may be short
-    found = np.empty((min(chunk, n), lanes), dtype=np.uint16)
+    doubles: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray, chunk: int, out: np.ndarray
+) -> None:
+    """Fill `out` with the chunks from bits `starts` (lanes,) on, a symbol of every chunk at a step."""
+    lanes = starts.size
+    short = out.size - (lanes - 1) * chunk  # symbols of the last chunk: beyond them it decodes what nobody reads
     at = starts.copy()
-    for step, row in enumerate(found):
-        if step == short:
-            lanes -= 1
-        here = at[:lanes]
-        top = doubles.take(here >> 5, mode="clip")  # what is damaged may lead beyond the end
-        top <<= (here & 31).view(np.uint64)
-        top >>= np.uint64(64 - longest)
-        entry = table.take(top.view(np.int64), mode="clip")
-        np.right_shift(entry, 5, out=row[:lanes], casting="unsafe")
-        here += entry & 31
+    steps = chunk if lanes > 1 else short
+    edges = sorted({*range(0, steps, _STEPS), short, steps})
+    whole = out[: (lanes - 1) * chunk].reshape(lanes - 1, chunk)
+    for a, b in itertools.pairwise(edges):
+        found = _steps(doubles, at, table, np.empty((b - a, lanes), dtype=out.dtype))
+        whole[:, a:b] = found[:, :-1].T
+        if b <= short:
+            out[(lanes - 1) * chunk + a : (lanes - 1) * chunk + b] = found[:, -1]
+        if b == short:
+            last = int(at[-1])
+    at[-1] = last
     if (at != ends).any():
-        raise ValueError(f"{(at != ends).sum()} of {starts.size} chunks do not end where their sizes say")
-    return found.T.reshape(-1)[:n]
+        raise ValueError(f"{(at != ends).sum()} of {lanes} chunks do not end where their sizes say")
+
+
+def _steps(doubles: np.ndarray, at: np.ndarray, table: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Fill `found` (steps, lanes) with the next symbols of the lanes at bits `at` (lanes,), and move these on."""
+    unread = np.uint64(65 - table.size.bit_length())  # 64 - longest
+    several = 33 // (64 - int(unread))  # at least 33 bits of a double word are to come: that many codes
+    top, entry, index = np.empty(at.size, np.uint64), np.empty(at.size, np.int64), np.empty(at.size, np.int64)
+    for step, row in enumerate(found):
+        if step % several == 0:
+            np.right_shift(at, 5, out=index)
+            doubles.take(index, out=top, mode="clip")  # what is damaged may lead beyond the end
+            np.bitwise_and(at, 31, out=index)
+        np.left_shift(top, index.view(np.uint64), out=top)
+        np.right_shift(top, unread, out=entry.view(np.uint64))
+        table.take(entry, out=index, mode="clip")
+        np.copyto(row, index, casting="unsafe")  # the symbol: what is above its bits is left out
+        np.right_shift(index, 32, out=index)
+        np.add(at, index, out=at)
+    return found
 
 
 def _width(longest: int) -> int:
