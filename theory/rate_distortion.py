@@ -112,6 +112,29 @@ def reverse_waterfilling(variances: ArrayLike, rate: ArrayLike, weights: ArrayLi
     return wet[k] * theta + drowned[k]
 
 
+def reverse_waterfilling_rate(variances: ArrayLike, distortion: ArrayLike, weights: ArrayLike) -> np.ndarray:
+    """Least bits per component at a mean squared error of `distortion` > 0: the inverse of `reverse_waterfilling`.
+
+    `variances` and `weights` (n,) as there; `distortion` is an average over the components. It is also the rate of a
+    Gaussian variance mixture whose decoder is told every sample's variance, and with that a lower bound on the rate
+    of the mixture itself: `I(X; Y) = I(X, V; Y) >= I(X; Y | V)` for any channel from X to Y and X of variance V.
+    The level theta solves `sum_i w_i min(theta, v_i) = D sum w`; between two variances its left side is linear.
+
+    >>> reverse_waterfilling_rate([4, 1], [1.0, 2.5], [1, 1]).tolist()
+    [0.5, 0.0]
+    """
+    v, w = _checked(variances, "variance"), _checked(weights, "weight")
+    total = _checked(distortion, "distortion") * w.sum()
+    if v.ndim != 1 or w.shape != v.shape or not w.sum():
+        raise ValueError(f"variances and weights must be two vectors of one length, got {v.shape} and {w.shape}")
+    if not (total > 0).all():
+        raise ValueError(f"every distortion must be positive, got {np.min(distortion)}")
+    levels = np.append(0.0, np.unique(v))
+    theta = np.interp(total, np.minimum.outer(levels, v) @ w, levels)
+    wet = np.log2(np.maximum(np.divide.outer(v, theta), 1)) / 2
+    return np.tensordot(w, wet, axes=1) / w.sum()
+
+
 def _checked(values: ArrayLike, name: str = "rate") -> np.ndarray:
     """`values` in float64; `ValueError` naming the first that is negative, infinite or NaN."""
     array = np.asarray(values, dtype=float)

@@ -13,6 +13,7 @@ from theory.rate_distortion import (
     gaussian_distortion,
     panter_dite_highrate,
     reverse_waterfilling,
+    reverse_waterfilling_rate,
 )
 
 rates = st.floats(0, 12)
@@ -131,6 +132,20 @@ def test_a_weight_is_a_multiplicity(v, w, rate):
 @given(variances, rates)
 def test_no_spectrum_is_harder_than_a_flat_one(v, rate):
     assert reverse_waterfilling(v, rate) <= v.sum() * 4**-rate * (1 + 1e-9)
+
+
+@given(arrays(float, 5, elements=st.floats(1e-3, 1e3)), arrays(int, 5, elements=st.integers(1, 9)), st.floats(0, 8))
+def test_rate_and_distortion_of_the_water_are_inverse(v, w, rate):
+    distortion = reverse_waterfilling(v, rate, w) / w.sum()
+    assert reverse_waterfilling_rate(v, distortion, w) == pytest.approx(rate, abs=1e-7)
+
+
+def test_errors_above_the_variance_need_no_bits():
+    assert reverse_waterfilling_rate([1.0, 3.0], [2.0, 5.0], [1, 1]).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="distortion must be positive"):
+        reverse_waterfilling_rate([1.0], [1.0, 0.0], [1.0])
+    with pytest.raises(ValueError, match="two vectors of one length"):
+        reverse_waterfilling_rate([1.0, 2.0], 1.0, [1.0])
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
