@@ -69,7 +69,7 @@ def quantize_block(
             name, module = architecture.full_name(i, layer), linear(block, layer)
             target = recipe.target_of(name)
             if target is not None:
-                found = quantize_layer(module.weight, target, gram, generator_for(seed, name))
+                found = quantize_layer(module.weight, target, gram, generator_for(seed, name), recipe.coding)
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
                 Q, H = coordinates.back(layer, module.weight), statistics[site.layers[0]].gram
@@ -124,7 +124,7 @@ def _record(name: str, found: Quantized, W: torch.Tensor, Q: torch.Tensor, H: to
     nmse, hnmse = relative_errors(W, Q, H)
     return LayerRecord(
         layer=name, n_out=W.shape[0], n_in=W.shape[1], group_size=found.grid.group_size, n_bits=found.n_bits,
-        entropy_bits=found.entropy_bits, nmse=nmse, hnmse=hnmse,
+        entropy_bits=found.entropy_bits, coded_bits=found.coded_bits, nmse=nmse, hnmse=hnmse,
         weight_energy=float((W.double() ** 2).sum()), output_energy=quadratic(W, H),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from suite.allocate_command import allocate
+from suite.entropy_command import entropy
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -62,6 +63,7 @@ def bitfrontier() -> None:
 
 
 bitfrontier.add_command(allocate)
+bitfrontier.add_command(entropy)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:

@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from pathlib import Path
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "constriction")
 
 
 @cache

@@ -13,20 +13,22 @@ from suite.calibration import Calibration, gather_head, last_hidden
 from suite.cells import Pick
 from suite.evaluation import Ended, compare, summarize
 from suite.export import ExportedDirectory
+from suite.histograms import CodeCounts
 from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
 from suite.quantized import Quantized
-from suite.store import LayerRecord, Record
+from suite.store import Histogram, LayerRecord, Record
 
-Size = tuple[int, float, int]  # of a layer: exact bits, bits at the codes' entropy, weights
+Size = tuple[int, float, int, int]  # of a layer: exact bits, bits at the codes' entropy, really coded, weights
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished cell: its record, and its layers' where there are any."""
+    """A finished cell: its record, and its layers' and how often codes occur, where there are any."""
 
     record: Record
     layers: tuple[LayerRecord, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
 
 @torch.no_grad()
@@ -43,6 +45,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     calibrating = evaluated.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
     sizes: list[Size] = []
     layers: list[LayerRecord] = []
+    counts = CodeCounts()
     fallbacks: list[str] = []
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
@@ -50,7 +53,9 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         if calibrating is not None:
             calibrating = checkpoint.run(i, block, calibrating)
         hidden = checkpoint.run(i, block, hidden)
-        sizes += [_size(found) for found in done.layers.values()]
+        for found in done.layers.values():
+            sizes.append(_size(found))
+            counts.add(found)
         layers += done.records
         fallbacks += _fallbacks(done.layers)
         packing.add_block(i, block, done.layers, done.ranges)
@@ -64,12 +69,12 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
                             calibration_sha256=bench.calibration.sha256)  # fmt: skip
     if exported:
         exported.finish(evaluated)
-    found = compare(Ended(evaluated, hidden), Ended(checkpoint, torch.from_numpy(base)), bench.evaluation.tensor())
-    quality = asdict(summarize(found, bench.evaluation))
+    compared = compare(Ended(evaluated, hidden), Ended(checkpoint, torch.from_numpy(base)), bench.evaluation.tensor())
+    quality = asdict(summarize(compared, bench.evaluation))
     record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=packing.n_bytes(header),
                      fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
     packing.finish(header, record, tuple(layers))
-    return Outcome(record, tuple(layers))
+    return Outcome(record, tuple(layers), tuple(counts.histograms()))
 
 
 @torch.no_grad()
@@ -81,17 +86,20 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     hidden = checkpoint.embed(tokens)
     sizes: list[Size] = []
     layers: list[LayerRecord] = []
+    counts = CodeCounts()
     for i in range(checkpoint.n_blocks):
         block, quantized = packed.block(i)
         hidden = checkpoint.run(i, block, hidden)
-        sizes += [_size(found) for found in quantized.values()]
+        for found in quantized.values():
+            sizes.append(_size(found))
+            counts.add(found)
         layers += [about.layers[name] for name in quantized] if about else []
     unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
     quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
     record = replace(blank, **quality, **_rates(sizes), model_bytes=packed.n_bytes, fallbacks=bench.fallbacks)
     if about is not None:
         record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
-    return Outcome(record, tuple(layers))
+    return Outcome(record, tuple(layers), tuple(counts.histograms()))
 
 
 def _exported(bench: Bench, method: str, cell: str) -> ExportedDirectory | None:
@@ -104,15 +112,15 @@ def _fallbacks(layers: dict[str, Quantized]) -> list[str]:
 
 
 def _size(found: Quantized) -> Size:
-    return found.n_bits, found.entropy_bits, math.prod(found.grid.shape)
+    return found.n_bits, found.entropy_bits, found.coded_bits, math.prod(found.grid.shape)
 
 
 def _rates(sizes: list[Size]) -> dict[str, Any]:
     """Bits per weight over quantized layers; nothing where none is quantized."""
     if not sizes:
         return {}
-    n_bits, entropy_bits, weights = (sum(column) for column in zip(*sizes, strict=True))
-    return {"bpw": n_bits / weights, "bpw_entropy": entropy_bits / weights}
+    n_bits, entropy_bits, coded_bits, weights = (sum(column) for column in zip(*sizes, strict=True))
+    return {"bpw": n_bits / weights, "bpw_entropy": entropy_bits / weights, "bpw_coded": coded_bits / weights}
 
 
 def _errors(layers: list[LayerRecord]) -> dict[str, Any]:

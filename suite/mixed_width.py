@@ -37,7 +37,7 @@ from suite.methods import method_named
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.quantize import generator_for, quantize_layer
-from suite.recipe import Recipe, Target
+from suite.recipe import Coding, Recipe, Target
 from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.tokens import Tokens
 
@@ -193,7 +193,7 @@ class _Measured:
         def make() -> np.ndarray:
             kept = Calibration.of(checkpoint, calibration, threads)
             blocks = [_measure_block(checkpoint, i, recipes, kept, fisher, seed) for i in range(checkpoint.n_blocks)]
-            return _padded([*(row for rows in blocks for row in rows), *_measure_ends(checkpoint, outer, fisher, seed)])
+            return _padded([*(row for rows in blocks for row in rows), *_measure_ends(checkpoint, outer, fisher, seed, recipes[0].coding)])
 
         tensors = {name: f"{name}.weight" for name in names}
         shapes = [checkpoint.files[tensors[name]].shape for name in names]
@@ -297,7 +297,7 @@ def _measure_block(
 
 
 def _measure_ends(
-    checkpoint: Checkpoint, targets: list[Target], fisher: Fisher | None, seed: int
+    checkpoint: Checkpoint, targets: list[Target], fisher: Fisher | None, seed: int, coding: Coding
 ) -> list[np.ndarray]:  # fmt: skip
     """The same for embedding and head."""
     if not targets:
@@ -306,7 +306,7 @@ def _measure_ends(
     for name, W in Ends.of(checkpoint).weights(checkpoint).items():
         rows = []
         for target in targets:
-            quantized = quantize_layer(W.detach(), target, None, generator_for(seed, name))
+            quantized = quantize_layer(W.detach(), target, None, generator_for(seed, name), coding)
             E = W.detach() - quantized.dequantize()
             nmse = float((E.double() ** 2).sum() / (W.detach().double() ** 2).sum())
             lost = math.nan if fisher is None else _weighted(E, information[name])

@@ -32,7 +32,7 @@ def quantize_embedding(checkpoint: Checkpoint, recipe: Recipe, seed: int) -> dic
     if target is None:
         return {}
     try:
-        return {name: quantize_layer(checkpoint.weight(name), target, None, generator_for(seed, name))}
+        return {name: quantize_layer(checkpoint.weight(name), target, None, generator_for(seed, name), recipe.coding)}
     except ValueError as error:
         raise UnsupportedError(f"{name}: {error} (a lookup's inputs are one-hot and give none)") from error
 
@@ -48,7 +48,7 @@ def quantize_head(
     target = recipe.target_outside(name)
     if target is None or checkpoint.tied:
         return {}
-    return {name: quantize_layer(checkpoint.weight(name), target, gram(), generator_for(seed, name))}
+    return {name: quantize_layer(checkpoint.weight(name), target, gram(), generator_for(seed, name), recipe.coding)}
 
 
 def weights_of(quantized: dict[str, Quantized]) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from suite.models.checkpoint import SHIPPED, Checkpoint
 from suite.quantized import Quantized
 from suite.store import VOLATILE, LayerRecord, Record
 
-VERSION = 1
+VERSION = 2
 HEADER, ABOUT, PROVENANCE = "bitfrontier.json", "about", "provenance.json"
 _KIND = "bitfrontier packed model"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}

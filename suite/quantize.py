@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from suite.coding import Fixed
 from suite.grids import Integer
 from suite.grids.grid import Fitted, Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
-from suite.recipe import Recipe, Target
+from suite.recipe import Coding, Recipe, Target
 from suite.statistics import LayerStatistics, quadratic, statistics_of
 from suite.transforms import Score
 
@@ -22,10 +23,16 @@ def generator_for(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def quantize_layer(W: torch.Tensor, target: Target, H: torch.Tensor | None, generator: torch.Generator) -> Quantized:
-    """Round `W` (out, in) as the target says; H (in, in) or None."""
+def quantize_layer(
+    W: torch.Tensor,
+    target: Target,
+    H: torch.Tensor | None,
+    generator: torch.Generator,
+    coding: Coding = Fixed(),  # noqa: B008 - a frozen value
+) -> Quantized:
+    """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores."""
     rounded = target.rounding.round(W, target.grid, H, generator)
-    return Quantized(codes=rounded.codes, grid=rounded.grid, fallbacks=rounded.fallbacks)
+    return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, fallbacks=rounded.fallbacks)
 
 
 def quantize_activations(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.Tensor:
@@ -114,7 +121,7 @@ def quantize_matrix(
     scale = _kept_scale(W, recipe, statistics)
     if scale is not None:
         W, H = W * scale.to(W.dtype), None if H is None else H / scale.double() / scale.double()[:, None]
-    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"))
+    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"), recipe.coding)
     return result if scale is None else replace(result, in_scale=scale)
 
 

@@ -1,25 +1,35 @@
 """What quantization leaves of a matrix: codes, a fitted grid, and exactly as many bytes as it says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
+from kernels.packing import pack, unpack
+from suite.coding import Ans, Fixed, entropy_bits
 from suite.grids.grid import Fitted
 from suite.grids.stored import from_bits, to_bits
-from suite.recipe import Target, parse
+from suite.recipe import Coding, Target, canonical, parse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_WIDE = 1 << 12  # codes; of more, tables cost more than they bring, and high and low bytes are coded apart
+
+
+@dataclass(frozen=True, kw_only=True)  # without slots: the coded streams are kept once they are made
 class Quantized:
     """Codes (out, in), integers, on a fitted grid.
 
-    `in_scale` (in,) is a channel scale that nothing before the layer could absorb: stored in float16, charged, and
-    divided out by `dequantize`. `fallbacks` say what did not go as asked.
+    `coding` says how the codes are stored: at fixed width, in the grid's own layout, or entropy coded. `in_scale` (in,)
+    is a channel scale that nothing before the layer could absorb: stored in float16, charged, and divided out by
+    `dequantize`. `fallbacks` say what did not go as asked.
     """
 
     codes: torch.Tensor
     grid: Fitted
+    coding: Coding = field(default_factory=Fixed)
     in_scale: torch.Tensor | None = None
     fallbacks: tuple[str, ...] = ()
 
@@ -29,40 +39,70 @@ class Quantized:
         return Q if self.in_scale is None else Q / self.in_scale.float()
 
     @property
-    def _beside(self) -> int:
+    def _scale_bits(self) -> int:
         return 0 if self.in_scale is None else 16 * self.in_scale.numel()
 
     @property
     def n_bits(self) -> int:
         """Exact bits of storage: codes, scales, zero points, masks, tables, group indices, channel scales."""
-        return self.grid.n_bits + self._beside
+        return self.grid.n_bits + self._scale_bits if isinstance(self.coding, Fixed) else self.coded_bits
 
     @property
     def entropy_bits(self) -> float:
-        """The same with the codes at their empirical entropy."""
-        return self.grid.entropy_bits(self.codes) + self._beside
+        """The same with the codes at their empirical entropy, one for each alphabet."""
+        return self.grid.beside_bits + self._scale_bits + sum(map(entropy_bits, self.grid.streams(self.codes)))
+
+    @property
+    def coded_bits(self) -> int:
+        """The same with the codes really coded, tables and checksums included: by `coding`, or else by `Ans`."""
+        return 8 * (-(-self.grid.beside_bits // 8) + sum(map(len, self._streams))) + self._scale_bits
+
+    @cached_property
+    def _streams(self) -> tuple[bytes, ...]:
+        streams = [stream.numpy() for stream in self.grid.streams(self.codes)]
+        if not isinstance(self.coding, Fixed):
+            return tuple(map(self.coding.encode, streams))
+        if self.grid.n_codes > _WIDE:
+            streams = [stream.astype("<u2").view(np.uint8)[start::2] for stream in streams for start in (0, 1)]
+        return tuple(map(Ans().encode, streams))
 
     def to_bytes(self) -> bytes:
-        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, then the channel scale."""
-        payload, scale = self.grid.to_bytes(self.codes), self.in_scale
-        return payload if scale is None else payload + to_bits(scale, 16).numpy().astype("<u2").tobytes()
+        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, the channel scale, coded streams."""
+        scale = b"" if self.in_scale is None else to_bits(self.in_scale, 16).numpy().astype("<u2").tobytes()
+        if isinstance(self.coding, Fixed):
+            return self.grid.to_bytes(self.codes) + scale
+        return b"".join([pack(self.grid.beside()), scale, *self._streams])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say and `from_bytes` needs: JSON values only."""
         scaled = {"in_scale": True} if self.in_scale is not None else {}
-        return {"grid": str(Target(self.grid.grid)), **self.grid.header(), **scaled}
+        coded = {} if isinstance(self.coding, Fixed) else {
+            "coding": canonical(self.coding), "streams": [len(stream) for stream in self._streams]}  # fmt: skip
+        return {"grid": str(Target(self.grid.grid)), **self.grid.header(), **scaled, **coded}
 
     @classmethod
     def from_bytes(cls, payload: bytes, header: dict[str, Any]) -> "Quantized":
         """The inverse of `to_bytes`; `ValueError` where payload and header do not fit."""
         target = parse(header["grid"]).weights
         assert target is not None
+        coding = parse(f"Recipe(coding={header['coding']})").coding if "coding" in header else Fixed()
+        *streams, payload = _from_the_end(payload, header.get("streams", []), "coded streams")
         in_scale = None
         if header.get("in_scale"):
-            end = max(0, len(payload) - 2 * header["shape"][1])
-            if len(payload) - end < 2 * header["shape"][1]:
-                raise ValueError(f"payload has {len(payload)} bytes, its channel scales alone need more")
-            in_scale = from_bits(torch.frombuffer(bytearray(payload[end:]), dtype=torch.int16), 16)
-            payload = payload[:end]
-        grid, codes = target.grid.from_bytes(payload, header)
-        return cls(codes=codes, grid=grid, in_scale=in_scale)
+            scale, payload = _from_the_end(payload, [2 * header["shape"][1]], "channel scales")
+            in_scale = from_bits(torch.frombuffer(bytearray(scale), dtype=torch.int16), 16)
+        if isinstance(coding, Fixed):
+            grid, codes = target.grid.from_bytes(payload, header)
+        else:
+            grid = target.grid.restore(unpack(payload, target.grid.beside_widths(header)), header)
+            codes = grid.codes_of([torch.from_numpy(coding.decode(stream)) for stream in streams])
+        return cls(codes=codes, grid=grid, coding=coding, in_scale=in_scale)
+
+
+def _from_the_end(payload: bytes, sizes: list[int], what: str) -> list[bytes]:
+    """Pieces of these sizes cut from the payload's end, in order, and then what is left."""
+    start = len(payload) - sum(sizes)
+    if start < 0:
+        raise ValueError(f"payload has {len(payload)} bytes, its {what} alone need {sum(sizes)}")
+    ends = list(accumulate(sizes, initial=start))
+    return [*(payload[a:b] for a, b in pairwise(ends)), payload[:start]]

@@ -12,14 +12,15 @@ from fnmatch import fnmatchcase
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from suite.coding import CODINGS, Fixed
-from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse
+from suite.coding import CODINGS, Ans, Fixed, Huffman
+from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
-from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Stochastic
+from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, RateAware, Stochastic
 from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
 
 Transform = SmoothScale | AwqScale
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware
+Coding = Fixed | Huffman | Ans
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,20 @@ class Target:
                 return f"half-quadratic rounding moves the zero points of integers, the grid is {canonical(self.grid)}"
             if self.grid.convention != "real-zero":
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
-        order = self.rounding.order if isinstance(self.rounding, Feedback) else None
+        feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
+        order = feedback.order if isinstance(feedback, Feedback) else None
         if isinstance(self.grid, Sparse) and self.grid.score == "feedback" and order != "given":
             return f"masks chosen in error feedback take the given order, the rounding is {canonical(self.rounding)}"
         if isinstance(self.grid, Exl2) and order != "decreasing":
             return f"EXL2 takes error feedback in decreasing order, the rounding is {canonical(self.rounding)}"
+        if isinstance(self.rounding, RateAware):
+            if not isinstance(self.grid, Steps):
+                return f"rate-aware rounding searches the step of Steps, the grid is {canonical(self.grid)}"
+            if feedback is not None and feedback.pick != Nearest():
+                return f"rate-aware rounding picks codes itself, its feedback picks {canonical(feedback.pick)}"
+        if isinstance(self.grid, Steps) and self.grid.spacing == "pivots":
+            if feedback is None or order not in (None, "given"):
+                return f"steps by pivots are for error feedback in the given order, not {canonical(self.rounding)}"
         return self.grid.unsupported
 
 
@@ -61,7 +71,7 @@ class Recipe:
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
     Activations are quantized to nearest per token (`group="row"`) or with one static scale from calibration
-    (`group="tensor"`).
+    (`group="tensor"`). `coding` says how the codes of all weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -69,7 +79,7 @@ class Recipe:
     layers: tuple[tuple[str, Target], ...] = ()
     activations: Target | None = None
     inputs: Literal["original", "quantized"] = "original"
-    coding: Fixed = field(default_factory=Fixed)
+    coding: Coding = field(default_factory=Fixed)
 
     def __str__(self) -> str:
         return canonical(self)
@@ -104,6 +114,8 @@ def _activations_unsupported(target: Target) -> str | None:
         return "activations are rounded to nearest"
     if isinstance(target.grid, Sparse) and target.grid.score == "wanda":
         return "Wanda's masks need the Gram matrix of what activations are multiplied by"
+    if isinstance(target.grid, Steps):
+        return "activations are not entropy coded"
     if not isinstance(target.grid, Integer):
         return None
     if target.grid.clip is not None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 _TRIES = 200  # ten seconds
 _APPLICATION = 0x62667231  # "bfr1": tells our files from other SQLite files
 
@@ -74,6 +74,8 @@ class Record:
 class LayerRecord:
     """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W.
 
+    `n_bits` are stored; `entropy_bits` and `coded_bits` are with the codes at their entropy, and really entropy-coded.
+
     The errors are relative to `weight_energy` = |W|^2 and `output_energy` = tr(W H W^T), by which layers are pooled.
     """
 
@@ -83,6 +85,7 @@ class LayerRecord:
     group_size: int
     n_bits: int
     entropy_bits: float
+    coded_bits: int
     nmse: float
     hnmse: float
     weight_energy: float
@@ -100,13 +103,69 @@ class Spectrum:
     eigenvalues: np.ndarray  # (n_in,), float64, ascending
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How often the codes of one alphabet occur in a cell's decoder blocks; most grids have one alphabet.
+
+    `levels` (n,), ascending, are what the codes stand for in units of their scale, `counts` (n,) how many there are.
+    """
+
+    stream: int
+    levels: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedSize:
+    """What one matrix of a model takes in one number format under one coder.
+
+    `format` is "fp32", "bf16" or "fp8", or a method's name with its `recipe`, nominal `bits` and `group` ("32", "row",
+    "tensor", or "" where it has none). `coder` is "fixed", "entropy" (of order 0), a coder's name, or for floating
+    point the part, "sign", "exponent" or "mantissa", whose entropy it is. `n_bits` is all that is left, of which
+    `beside_bits` (scales and the like) are not coded; of a part, that part's alone.
+    """
+
+    model: str
+    model_sha256: str
+    layer: str
+    format: str
+    recipe: str
+    bits: float
+    group: str
+    coder: str
+    n_weights: int
+    n_bits: float
+    beside_bits: int
+    nmse: float
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightShape:
+    """How one matrix's weights are distributed: counts (1024,) of w / rms over [-16, 16], the outer bins open."""
+
+    model: str
+    model_sha256: str
+    layer: str
+    n_weights: int
+    rms: float
+    counts: np.ndarray
+
+
 _RECORD = [f.name for f in fields(Record)]
 _LAYER = [f.name for f in fields(LayerRecord)]
+_SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
 create table layers (cell, code, env, {", ".join(_LAYER)}, primary key (cell, code, env, layer));
 create table spectra (model_sha256, data_sha256, layer, n_out, variance, energy, eigenvalues,
                       primary key (model_sha256, data_sha256, layer));
+create table histograms (cell, code, env, stream, levels, counts, primary key (cell, code, env, stream));
+create table sizes ({", ".join(_SIZE)}, primary key (model, model_sha256, layer, recipe, format, coder));
+create table shapes (model, model_sha256, layer, n_weights, rms, counts, primary key (model, model_sha256, layer));
 pragma application_id = {_APPLICATION};
 pragma user_version = {VERSION};
 """
@@ -153,15 +212,15 @@ def _check(path: Path) -> bool:
     begun = (application, version, tables) == (0, 0, 0)
     if application != _APPLICATION and not begun:
         raise ValueError(f"{path} is not a bitfrontier store: it is another program's SQLite file")
-    if version > VERSION:
-        raise ValueError(f"{path} has store version {version}, this bitfrontier reads up to {VERSION}")
+    if version != VERSION and not begun:
+        raise ValueError(f"{path} has store version {version}, this bitfrontier reads version {VERSION}")
     return not begun
 
 
 def holds_store(path: Path) -> bool:
     """Whether there is a store at `path`; a file that a killed run left before its first record is none.
 
-    Raises `ValueError` for a file that is something else, or a store of a newer version.
+    Raises `ValueError` for a file that is something else, or a store of another version.
     """
     try:
         return path.is_file() and path.stat().st_size > 0 and _check(path)
@@ -172,7 +231,7 @@ def holds_store(path: Path) -> bool:
 class Store:
     """An open store. `create=False` opens for reading alone, and refuses a path where there is none.
 
-    Raises `ValueError` if the file is not a store, or one of a newer version; it is then left as it was.
+    Raises `ValueError` if the file is not a store, or one of another version; it is then left as it was.
     """
 
     def __init__(self, path: Path | str, *, create: bool = True):
@@ -244,24 +303,61 @@ class Store:
         return [Spectrum(layer=layer, n_out=n_out, variance=variance, energy=energy, eigenvalues=np.frombuffer(blob))
                 for layer, n_out, variance, energy, blob in rows]  # fmt: skip
 
-    def put(self, record: Record, layers: Iterable[LayerRecord] = ()) -> None:
-        """Write a cell's record and its layers, replacing those of the same cell, code and environment."""
+    def histograms(self, record: Record) -> list[Histogram]:
+        """How often codes occur in one record's blocks, by alphabet."""
+        query = "select stream, levels, counts from histograms where cell = ? and code = ? and env = ? order by stream"
+        rows = self._connection.execute(query, (record.cell, record.code, record.env))
+        return [Histogram(stream=stream, levels=np.frombuffer(levels), counts=np.frombuffer(counts, dtype=np.int64))
+                for stream, levels, counts in rows]  # fmt: skip
+
+    def coded_sizes(self) -> list[CodedSize]:
+        """All coded sizes, in an order that depends on nothing but them."""
+        order = "order by model, model_sha256, format, bits, recipe, coder, layer"
+        rows = self._connection.execute(f"select {', '.join(_SIZE)} from sizes {order}")
+        names = [f.name for f in fields(CodedSize)]
+        return [CodedSize(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def weight_shapes(self) -> list[WeightShape]:
+        """How all matrices' weights are distributed, by model and layer."""
+        rows = self._connection.execute("select * from shapes order by model, model_sha256, layer")
+        return [WeightShape(model=model, model_sha256=sha256, layer=layer, n_weights=n, rms=rms,
+                            counts=np.frombuffer(counts, dtype=np.int64))
+                for model, sha256, layer, n, rms, counts in rows]  # fmt: skip
+
+    def put(
+        self, record: Record, layers: Iterable[LayerRecord] = (), histograms: Iterable[Histogram] = ()
+    ) -> None:  # fmt: skip
+        """Write a cell's record with what belongs to it, replacing those of the same cell, code and environment."""
         key = (record.cell, record.code, record.env)
         values = [getattr(record, name) for name in _RECORD]
         values[_RECORD.index("fallbacks")] = json.dumps(record.fallbacks)
         with self._transaction():
-            self._connection.execute("delete from layers where cell = ? and code = ? and env = ?", key)
+            for table in ("layers", "histograms"):
+                self._connection.execute(f"delete from {table} where cell = ? and code = ? and env = ?", key)
             self._insert("records", [values])
             self._insert("layers", [[*key, *astuple(layer)] for layer in layers])
+            self._insert("histograms", [[*key, h.stream, _blob(h.levels, "<f8"), _blob(h.counts, "<i8")]
+                                        for h in histograms])  # fmt: skip
 
     def put_spectra(self, model_sha256: str, data_sha256: str, spectra: Iterable[Spectrum]) -> None:
         """Write the spectra of a model's layers under the calibration data they were measured on."""
         rows = [[model_sha256, data_sha256, s.layer, s.n_out, s.variance, s.energy,
-                 np.ascontiguousarray(s.eigenvalues, dtype=np.float64).tobytes()] for s in spectra]  # fmt: skip
+                 _blob(s.eigenvalues, "<f8")] for s in spectra]  # fmt: skip
         with self._transaction():
             self._insert("spectra", rows)
+
+    def put_sizes(self, sizes: Iterable[CodedSize], shapes: Iterable[WeightShape]) -> None:
+        """Write what a model's matrices take, and how its weights are distributed, replacing the same model's."""
+        with self._transaction():
+            self._insert("sizes", [list(astuple(size)) for size in sizes])
+            self._insert("shapes", [[s.model, s.model_sha256, s.layer, s.n_weights, s.rms, _blob(s.counts, "<i8")]
+                                    for s in shapes])  # fmt: skip
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:
             marks = ", ".join("?" * len(rows[0]))
             self._connection.executemany(f"insert or replace into {table} values ({marks})", rows)
+
+
+def _blob(values: np.ndarray, kind: str) -> bytes:
+    return np.ascontiguousarray(values, dtype=kind).tobytes()

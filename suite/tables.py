@@ -54,6 +54,11 @@ class ProgressBar:
         assert self._task is not None
         self._progress.update(self._task, completed=step, description=f"loss {loss_nats:.3f} nats")
 
+    def to_block(self, done: int) -> None:
+        """So many blocks are done."""
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, description="blocks")
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """A figure with so many significant digits; a dash for None.

@@ -20,6 +20,7 @@ for each group's layout, here places take ceil(log2 in) bits and widths 3. It de
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -28,7 +29,6 @@ from typing import Any, Literal
 import torch
 
 from kernels.packing import pack, unpack
-from suite.coding import entropy_bits
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix
 from suite.grids.stored import from_bits, to_bits
 
@@ -75,10 +75,16 @@ class Exl2:
         """How many input channels each group has; the last may have fewer."""
         return [min(self.group, n_in - start) for start in range(0, n_in, self.group)]
 
-    def beside(self, n_out: int, n_in: int) -> int:
-        """Bits beside the codes: for each group its width, its largest scale and all its scales; and the order."""
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of widths, the order, largest scales and steps."""
+        n_out, n_in = header["shape"]
         groups = len(self.counts(n_in))
-        return groups * (_WIDTH_BITS + _TOP_BITS + _SCALE_BITS * n_out) + n_in * (n_in - 1).bit_length()
+        order = [(n_in, (n_in - 1).bit_length())] if n_in > 1 else []
+        return [(groups, _WIDTH_BITS), *order, (groups, _TOP_BITS), (n_out * groups, _SCALE_BITS)]
+
+    def beside_bits(self, n_out: int, n_in: int) -> int:
+        """Bits beside the codes: for each group its width, its largest scale and all its scales; and the order."""
+        return sum(count * width for count, width in self.beside_widths({"shape": (n_out, n_in)}))
 
     def allocate(self, n_out: int, importance: torch.Tensor) -> torch.Tensor:
         """The width of every group (G,) for `importance` (in,), in decreasing order.
@@ -88,9 +94,9 @@ class Exl2:
         many of the most important groups as fit. Raises `ValueError` naming the least budget for the shape.
         """
         n_in, counts = len(importance), self.counts(len(importance))
-        left = math.floor(Fraction(self.budget) * n_out * n_in) - self.beside(n_out, n_in)
+        left = math.floor(Fraction(self.budget) * n_out * n_in) - self.beside_bits(n_out, n_in)
         if left < n_out * n_in * self._narrowest:
-            least = Fraction(self.beside(n_out, n_in), n_out * n_in) + self._narrowest
+            least = Fraction(self.beside_bits(n_out, n_in), n_out * n_in) + self._narrowest
             digits = math.ceil(least * 10**4)
             digits += Fraction(digits / 1e4) < least  # 9.92 itself is no float, and the nearest is below
             raise ValueError(f"budget {self.budget:g} bits per weight: a matrix of shape {(n_out, n_in)} "
@@ -136,20 +142,25 @@ class Exl2:
         """The fitted grid and the codes (out, in) that `FittedExl2.to_bytes` wrote."""
         n_out, n_in = header["shape"]
         counts = self.counts(n_in)
-        first = [(len(counts), _WIDTH_BITS), (n_in, (n_in - 1).bit_length() or 1)][: 2 if n_in > 1 else 1]
-        size = -(-sum(count * width for count, width in first) // 8)
-        widths, *order = unpack(payload[:size], first)
-        widths = widths + 1
+        beside = self.beside_widths(header)
+        size = -(-len(counts) * _WIDTH_BITS // 8)
+        widths = unpack(payload[:size], beside[:1])[0] + 1  # which say how many codes there are
         codes_of = [(n_out * count, width) for count, width in zip(counts, widths.tolist(), strict=True)]
-        streams = [*first, (len(counts), _TOP_BITS), (n_out * len(counts), _SCALE_BITS), *codes_of]
-        tops, steps, *parts = unpack(payload, streams)[len(first) :]
+        found = unpack(payload, [*beside, *codes_of])
+        fitted, parts = self.restore(found[: len(beside)], header), found[len(beside) :]
+        codes = torch.empty(n_out, n_in, dtype=torch.uint8)
+        codes[:, fitted.order] = torch.cat([part.reshape(n_out, -1) for part in parts], dim=1).to(torch.uint8)
+        return fitted, codes
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedExl2":
+        """The fitted grid from the values of `FittedExl2.beside`."""
+        n_out, n_in = header["shape"]
+        widths, *order, tops, steps = beside
         perm = order[0] if order else torch.zeros(1, dtype=torch.int64)
         if perm.sort().values.tolist() != list(range(n_in)):
             raise ValueError(f"the order is not one of {n_in} input channels")
-        codes = torch.empty(n_out, n_in, dtype=torch.uint8)
-        codes[:, perm] = torch.cat([part.reshape(n_out, -1) for part in parts], dim=1).to(torch.uint8)
         scales = (steps.reshape(-1, n_out).T + 1).float()
-        return FittedExl2.of(self, (n_out, n_in), perm, widths, scales, from_bits(tops, _TOP_BITS)), codes
+        return FittedExl2.of(self, (n_out, n_in), perm, widths + 1, scales, from_bits(tops, _TOP_BITS))
 
 
 def _fit_group(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -287,23 +298,43 @@ class FittedExl2:
     @property
     def n_bits(self) -> int:
         """Exact bits of codes, widths, scales and order."""
-        return self._code_bits + self.grid.beside(*self.shape)
+        return self._code_bits + self.beside_bits
+
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of widths, scales and order."""
+        return self.grid.beside_bits(*self.shape)
 
     def _by_group(self, codes: torch.Tensor) -> list[torch.Tensor]:
         return list(codes[:, self.order].split(self.grid.counts(self.shape[1]), dim=1))
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """All bits, with the codes of each width at their empirical entropy."""
-        by_channel, total = self.widths[self.group_of], float(self.n_bits - self._code_bits)
-        return total + sum(entropy_bits(codes[:, by_channel == width]) for width in self.widths.unique())
-
-    def to_bytes(self, codes: torch.Tensor) -> bytes:
-        """Widths, the order, largest scales, steps group after group, and the codes of one group after the other."""
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """Widths, the order, largest scales, steps group after group."""
         n_in = self.shape[1]
         order = [(self.order, (n_in - 1).bit_length())] if n_in > 1 else []
-        parts = zip(self._by_group(codes), self.widths.tolist(), strict=True)
-        return pack([(self.widths - 1, _WIDTH_BITS), *order, (to_bits(self.tops, _TOP_BITS), _TOP_BITS),
-                     (self.steps.T.to(torch.int64) - 1, _SCALE_BITS), *parts])  # fmt: skip
+        tops, steps = to_bits(self.tops, _TOP_BITS), self.steps.T.to(torch.int64) - 1
+        return [(self.widths - 1, _WIDTH_BITS), *order, (tops, _TOP_BITS), (steps, _SCALE_BITS)]
+
+    @property
+    def _alphabets(self) -> list[torch.Tensor]:
+        """The input channels (in,) of each width, as masks, the narrowest first."""
+        by_channel = self.widths[self.group_of]
+        return [by_channel == width for width in self.widths.unique()]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The codes of each width, the narrowest first."""
+        return tuple(codes[:, channels].reshape(-1) for channels in self._alphabets)
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in), uint8."""
+        codes = torch.empty(self.shape, dtype=torch.uint8)
+        for channels, stream in zip(self._alphabets, streams, strict=True):
+            codes[:, channels] = stream.to(torch.uint8).reshape(self.shape[0], -1)
+        return codes
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """What is beside the codes, and the codes of one group after the other."""
+        return pack([*self.beside(), *zip(self._by_group(codes), self.widths.tolist(), strict=True)])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say: the shape."""

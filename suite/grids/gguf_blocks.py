@@ -72,6 +72,11 @@ class Format:
         """Whether sub-blocks have a second integer, that of their minimum."""
         return Field("dmin") in self.fields
 
+    @property
+    def scale_bits(self) -> int:
+        """The width of a sub-block's integers."""
+        return 6 if Field("pairs") in self.fields else sum(field.width for field in self.fields if field.of == "scales")
+
     def count(self, of: str) -> int:
         """How many integers a block has of a kind."""
         return self.block if of == "codes" else self.block // self.group * (2 if self.has_mins else 1)

@@ -3,6 +3,7 @@
 Roundings, the container and the harness know these two protocols and nothing of any format.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -48,7 +49,7 @@ class Fitted(Protocol):
 
     @property
     def n_bits(self) -> int:
-        """Exact bits of everything stored; nothing is free."""
+        """Exact bits of everything stored, codes at fixed width; nothing is free."""
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (out, k) nearest to `x` (out, k), the values of `columns`; `cost`, by code, joins the squared error."""
@@ -71,11 +72,21 @@ class Fitted(Protocol):
     def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "Fitted":
         """Fit `group` anew to `x` (out, k), the values its `columns` have now; only where `regroups`."""
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """`n_bits` with the codes at their empirical entropy."""
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of everything but the codes."""
+
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """Everything but the codes, as streams of (values, width) for `kernels.packing`: `beside_bits` bits."""
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The codes as an entropy coder takes them: integers (n,) for each alphabet. Padding and masked codes are not."""
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in) that `streams` took apart."""
 
     def to_bytes(self, codes: torch.Tensor) -> bytes:
-        """Everything stored, in exactly ceil(n_bits / 8) bytes."""
+        """Everything stored at fixed width, in exactly ceil(n_bits / 8) bytes."""
 
     def header(self) -> dict[str, Any]:
         """What the bytes do not say: "shape", and little else; JSON values only."""
@@ -112,3 +123,9 @@ class Grid(Protocol):
 
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple[Fitted, torch.Tensor]:
         """The fitted grid and the codes (out, in) that `Fitted.to_bytes` wrote; `ValueError` where they do not fit."""
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of every stream that `Fitted.beside` gives for this header."""
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> Fitted:
+        """The fitted grid from the values of `Fitted.beside`, int64; `ValueError` where they make no sense."""

@@ -17,13 +17,13 @@ its scale is the smallest that can be stored); a constant group is met by `real-
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from kernels.packing import pack, unpack
-from suite.coding import entropy_bits
 from suite.grids.layout import ALL, Columns, Layout, check_finite, check_group, check_matrix
 from suite.grids.stored import from_bits, stored_type, to_bits
 
@@ -147,17 +147,28 @@ class Integer:
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedInteger", torch.Tensor]:
         """The fitted grid and the codes (out, in) that `FittedInteger.to_bytes` wrote."""
         n_out, n_in = header["shape"]
+        *beside, codes = unpack(payload, [*self.beside_widths(header), (n_out * n_in, self.bits)])
+        return self.restore(beside, header), codes.to(torch.uint8).reshape(n_out, n_in)
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of scales, zero points and group indices."""
+        return list(self._blank(header).widths.values())
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedInteger":
+        """The fitted grid from the values of `FittedInteger.beside`."""
+        blank, found = self._blank(header), {}
+        for (name, (_, width)), values in zip(blank.widths.items(), beside, strict=True):
+            found[name] = _from_integers(values, name, width)
+            if name != "group_of":
+                found[name] = found[name].reshape(blank.scale.shape)
+        return replace(blank, **found)
+
+    def _blank(self, header: dict[str, Any]) -> "FittedInteger":
+        n_out, n_in = header["shape"]
         shape = self.layout((n_out, n_in)).parameters
         zero = torch.empty(shape) if self.convention in ("asymmetric", "real-zero") else None
         group_of = torch.empty(n_in) if header.get("grouped") else None
-        blank = FittedInteger(grid=self, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
-        *streams, codes = unpack(payload, [*blank.widths.values(), (n_out * n_in, self.bits)])
-        found: dict[str, Any] = {}
-        for (name, (_, width)), values in zip(blank.widths.items(), streams, strict=True):
-            found[name] = _from_integers(values, name, width)
-            if name != "group_of":
-                found[name] = found[name].reshape(shape)
-        return replace(blank, **found), codes.to(torch.uint8).reshape(n_out, n_in)
+        return FittedInteger(grid=self, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
 
     def _from_range(self, W: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> "FittedInteger":
         top = 2**self.bits - 1
@@ -343,17 +354,29 @@ class FittedInteger:
     @property
     def n_bits(self) -> int:
         """Exact bits of codes and parameters."""
-        return math.prod(self.shape) * self.grid.bits + sum(count * width for count, width in self.widths.values())
+        return math.prod(self.shape) * self.grid.bits + self.beside_bits
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """All bits, with the codes at their empirical entropy."""
-        return self.n_bits - codes.numel() * self.grid.bits + entropy_bits(codes)
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of the parameters."""
+        return sum(count * width for count, width in self.widths.values())
+
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """Parameters in the order of `widths`."""
+        fields = {"scale": self.scale, "zero": self.zero, "group_of": self.group_of}
+        return [(_as_integers(fields[name], name, width), width) for name, (_, width) in self.widths.items()]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All codes, row after row."""
+        return (codes.reshape(-1),)
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in), uint8."""
+        return streams[0].to(torch.uint8).reshape(self.shape)
 
     def to_bytes(self, codes: torch.Tensor) -> bytes:
         """Parameters in the order of `widths`, then `codes` (out, in)."""
-        fields = {"scale": self.scale, "zero": self.zero, "group_of": self.group_of}
-        streams = [(_as_integers(fields[name], name, width), width) for name, (_, width) in self.widths.items()]
-        return pack([*streams, (codes, self.grid.bits)])
+        return pack([*self.beside(), (codes, self.grid.bits)])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say: the shape, and whether columns name their groups."""

@@ -15,17 +15,17 @@ negative constant is a minimum without a scale. Q3_K's search is not either (`de
 scales saturate; values that call for a scale below half of the smallest float16, 2^-25, become zeros.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 
-from suite.coding import entropy_bits
 from suite.grids.gguf_blocks import FORMATS, Format, GgufType, pack_blocks, unpack_blocks
 from suite.grids.gguf_search import LARGEST, Scales, search
 from suite.grids.layout import ALL, Columns, Layout, check_finite, check_matrix
+from suite.grids.stored import from_bits, to_bits
 
 _AT_ONCE = 1 << 20  # values in working memory at a time, in a few buffers of 4 MiB; any value is correct
 _BELOW_HALF = 0.5 - 2.0**-25  # the largest float32 below 1/2: truncation after adding it is exact rounding of halves up
@@ -89,9 +89,28 @@ class Gguf:
             values = unpack_blocks(form, blocks[part].reshape(-1, form.size))
             codes.append(values.pop("codes").reshape(-1, per_row * form.block)[:, :n_in])
             found.append(Scales(d=values["d"], dmin=values.get("dmin"), scales=values.get("scales")))
-            if not bool(values["d"].isfinite().all() & values.get("dmin", values["d"]).isfinite().all()):
-                raise ValueError(f"expected finite scales, found NaN or infinity in blocks of {self.type}")
+            self._check_finite(values["d"], values.get("dmin"))
         return FittedGguf.of(self, (n_out, n_in), torch.float32, found), torch.cat(codes)
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of float16 scales and of the integers of sub-blocks."""
+        (n_out, n_in), form = header["shape"], self.format
+        blocks = n_out * self._padded(n_in) // form.block
+        widths = [(blocks, 16)] * (2 if form.has_mins else 1)
+        return [*widths, (blocks * form.count("scales"), form.scale_bits)] if form.has_scales else widths
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedGguf":
+        """The fitted format from the values of `FittedGguf.beside`."""
+        (n_out, n_in), form, left = header["shape"], self.format, list(beside)
+        d = from_bits(left.pop(0), 16)
+        dmin = from_bits(left.pop(0), 16) if form.has_mins else None
+        self._check_finite(d, dmin)
+        scales = left.pop(0).to(torch.uint8).reshape(len(d), -1) if form.has_scales else None
+        return FittedGguf.of(self, (n_out, n_in), torch.float32, [Scales(d=d, dmin=dmin, scales=scales)])
+
+    def _check_finite(self, *scales: torch.Tensor | None) -> None:
+        if not all(bool(x.isfinite().all()) for x in scales if x is not None):
+            raise ValueError(f"expected finite scales, found NaN or infinity in blocks of {self.type}")
 
     def _padded(self, n_in: int) -> int:
         return -(-n_in // self.format.block) * self.format.block
@@ -248,10 +267,23 @@ class FittedGguf:
         """Exact bits: whole blocks, the padding's codes included."""
         return self.d.numel() * self.grid.format.size * 8
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """All bits, with all stored codes, the padding's included, at their empirical entropy."""
-        whole = self._with_padding(codes)
-        return self.n_bits - whole.numel() * self.grid.bits + entropy_bits(whole)
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of scales and minima."""
+        return sum(count * width for count, width in self.grid.beside_widths(self.header()))
+
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """d and dmin of all blocks, and the integers of their sub-blocks."""
+        reals = [(to_bits(x.reshape(-1), 16), 16) for x in (self.d, self.dmin) if x is not None]
+        return reals if self.scales is None else [*reals, (self.scales, self.grid.format.scale_bits)]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All codes, row after row, without padding."""
+        return (codes.reshape(-1),)
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in), uint8."""
+        return streams[0].to(torch.uint8).reshape(self.shape)
 
     def _with_padding(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (out, blocks times block): padding is rounded like the zeros that it is."""

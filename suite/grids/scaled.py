@@ -8,6 +8,7 @@ Ties go to the even code (see `suite.grids.elements`). Blocks of zeros decode to
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from typing import Any, Literal
 import torch
 
 from kernels.packing import pack, unpack
-from suite.coding import entropy_bits
 from suite.grids.elements import ELEMENTS, Element, Table, code_type
 from suite.grids.layout import ALL, Axis, Columns, Group, Groups, Layout, check_group, check_matrix, in_chunks
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
@@ -124,22 +124,33 @@ class Scaled:
         n_out, n_in = header["shape"]
         layout = self.layout((n_out, n_in))
         rows, columns = layout.parameters
+        n_codes = rows * columns * layout.width if self.pad else n_out * n_in
+        *beside, codes = unpack(payload, [*self.beside_widths(header), (n_codes + self._odd(n_codes), self.bits)])
+        codes = self._halves(codes)[:n_codes].to(code_type(self.bits))
+        codes = layout.ungrouped(codes.reshape(rows, columns, -1)) if self.pad else codes.reshape(n_out, n_in)
+        return self.restore(beside, header), codes.contiguous()
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of group indices, fitted table and scales."""
+        n_out, n_in = header["shape"]
+        rows, columns = self.layout((n_out, n_in)).parameters
         group_of = [(n_in, max(1, (columns - 1).bit_length()))] if header.get("grouped") else []
         table = [(2**self.bits, 16)] if isinstance(self.element, KMeansTable) else []
-        widths = list(self.scale.widths(rows, columns).values())
-        n_codes = rows * columns * layout.width if self.pad else n_out * n_in
-        found = unpack(payload, [*group_of, *table, *widths, (n_codes + self._odd(n_codes), self.bits)])
-        if group_of:
-            layout = replace(layout, group_of=found[0])
+        return [*group_of, *table, *self.scale.widths(rows, columns).values()]
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedScaled":
+        """The fitted grid from the values of `FittedScaled.beside`."""
+        n_out, n_in = header["shape"]
+        layout, left = self.layout((n_out, n_in)), list(beside)
+        rows, columns = layout.parameters
+        if header.get("grouped"):
+            layout = replace(layout, group_of=left.pop(0))
         if isinstance(self.element, KMeansTable):
-            levels = from_bits(found[len(group_of)], 16).double()
+            levels = from_bits(left.pop(0), 16).double()
             element: Element = Table("k-means", self.bits, tuple(levels.tolist()))
         else:
             element = self._constant(self.element)
-        stored = self.scale.restore(found[len(group_of) + len(table) : -1], rows, columns)
-        codes = self._halves(found[-1])[:n_codes].to(code_type(self.bits))
-        codes = layout.ungrouped(codes.reshape(rows, columns, -1)) if self.pad else codes.reshape(n_out, n_in)
-        return self._bind(layout, element, stored), codes.contiguous()
+        return self._bind(layout, element, self.scale.restore(left, rows, columns))
 
     def _odd(self, n_codes: int) -> int:
         return n_codes % 2 if self.first == "high" else 0
@@ -289,18 +300,15 @@ class FittedScaled:
     @property
     def n_bits(self) -> int:
         """Exact bits of codes, padding, scales, fitted table and group indices."""
-        rows, columns = self.layout.parameters
-        beside = sum(count * width for count, width in self.grid.scale.widths(rows, columns).values())
-        if self.layout.group_of is not None:
-            beside += self.shape[1] * max(1, (columns - 1).bit_length())
-        return self._code_bits + beside + (16 * 2**self.grid.bits if self._table else 0)
+        return self._code_bits + self.beside_bits
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """All bits, with the codes at their empirical entropy and padding at none."""
-        return self.n_bits - self._code_bits + entropy_bits(codes)
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of scales, fitted table and group indices."""
+        return sum(count * width for count, width in self.grid.beside_widths(self.header()))
 
-    def to_bytes(self, codes: torch.Tensor) -> bytes:
-        """Group indices, fitted table, scales, then the codes, row after row."""
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """Group indices, fitted table, scales."""
         rows, columns = self.layout.parameters
         streams = []
         if self.layout.group_of is not None:
@@ -309,15 +317,27 @@ class FittedScaled:
             streams.append((to_bits(torch.tensor(self._table.levels, dtype=torch.float64), 16), 16))
         rule = self.grid.scale
         widths = [width for _, width in rule.widths(rows, columns).values()]
-        streams += zip(rule.integers(self.stored), widths, strict=True)
+        return [*streams, *zip(rule.integers(self.stored), widths, strict=True)]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All codes, row after row, without padding."""
+        return (codes.reshape(-1),)
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in)."""
+        return streams[0].to(code_type(self.grid.bits)).reshape(self.shape)
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """What is beside the codes, then the codes, row after row."""
         written = codes
         if self.grid.pad:
+            columns = self.layout.parameters[1]
             blank = int(self.element.encode(torch.zeros(1))[0])
             written = torch.nn.functional.pad(codes, (0, columns * self.layout.width - codes.shape[1]), value=blank)
         written = written.reshape(-1)
         if self.grid._odd(len(written)):
             written = torch.nn.functional.pad(written, (0, 1))
-        return pack([*streams, (self.grid._halves(written), self.grid.bits)])
+        return pack([*self.beside(), (self.grid._halves(written), self.grid.bits)])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say: the shape, and whether columns name their groups."""

@@ -18,6 +18,7 @@ Stored as hardware does: the inner grid's parameters, a position of ceil(log2 of
 of the kept values only. A width that is no multiple of `of` is padded with dropped or zero values, which are charged.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -26,7 +27,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels.packing import pack, unpack
-from suite.coding import entropy_bits
 from suite.grids.grid import Fitted, Grid
 from suite.grids.integer import Integer
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix, in_chunks
@@ -111,18 +111,33 @@ class Sparse:
 
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedSparse", torch.Tensor]:
         """The fitted grid and the codes (out, in) that `FittedSparse.to_bytes` wrote."""
-        (n_out, n_in), n_bits, bits = header["shape"], header["parameter_bits"], int(self.bits)
-        n_kept = n_out * -(-n_in // self.of) * self.kept
-        *parameters, positions, kept = unpack(payload, [*_bytewise(n_bits), (n_kept, self.index_bits), (n_kept, bits)])
-        positions = positions.reshape(n_out, -1, self.kept)
+        n_kept = self._n_kept(header)
+        *beside, kept = unpack(payload, [*self.beside_widths(header), (n_kept, int(self.bits))])
+        where = self._where(beside[-1], header)
+        codes = torch.zeros(where.shape, dtype=torch.int64).masked_scatter_(where, kept)
+        fitted = self.restore(beside, header)
+        return fitted, fitted.inner.codes_of([codes.reshape(len(codes), -1)[:, : fitted.shape[1]]])
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of the inner grid's parameters, and of positions."""
+        return [*self.grid.beside_widths(header), (self._n_kept(header), self.index_bits)]
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedSparse":
+        """The fitted grid from the values of `FittedSparse.beside`."""
+        n_out, n_in = header["shape"]
+        mask = self._where(beside[-1], header).reshape(n_out, -1)[:, :n_in]
+        return FittedSparse(grid=self, inner=self.grid.restore(beside[:-1], header), mask=mask.T.contiguous().T)
+
+    def _n_kept(self, header: dict[str, Any]) -> int:
+        n_out, n_in = header["shape"]
+        return n_out * -(-n_in // self.of) * self.kept
+
+    def _where(self, positions: torch.Tensor, header: dict[str, Any]) -> torch.Tensor:
+        """Where values are kept, (out, sets, of); `ValueError` for positions that are out of order or of range."""
+        positions = positions.reshape(header["shape"][0], -1, self.kept)
         if bool((positions.diff() <= 0).any() | (positions >= self.of).any()):
             raise ValueError(f"positions do not name {self.kept} of {self.of} in ascending order")
-        where = torch.zeros(*positions.shape[:2], self.of, dtype=torch.bool).scatter_(-1, positions, True)
-        codes = torch.zeros(where.shape, dtype=torch.int64).masked_scatter_(where, kept)
-        mask, codes = (x.reshape(n_out, -1)[:, :n_in] for x in (where, codes))
-        widths = [width for _, width in _bytewise(n_bits)]
-        inner, codes = self.grid.from_bytes(pack([*zip(parameters, widths, strict=True), (codes, bits)]), header)
-        return FittedSparse(grid=self, inner=inner, mask=mask.T.contiguous().T), codes
+        return torch.zeros(*positions.shape[:2], self.of, dtype=torch.bool).scatter_(-1, positions, True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,11 +212,6 @@ class FittedSparse:
         return replace(self, inner=self.inner.refit(x, group, columns, H))
 
     @property
-    def _parameter_bits(self) -> int:
-        n_out, n_in = self.shape
-        return self.inner.n_bits - n_out * n_in * int(self.grid.bits)
-
-    @property
     def _kept_everywhere(self) -> torch.Tensor:
         """Where values are kept, (out, sets, of): in a short last set, padding makes up the number that is missing."""
         where = self.grid._sets(self.mask, False).clone()
@@ -211,34 +221,33 @@ class FittedSparse:
         return where
 
     @property
-    def _n_kept(self) -> int:
-        n_out, n_in = self.shape
-        return n_out * -(-n_in // self.grid.of) * self.grid.kept
+    def n_bits(self) -> int:
+        """Exact bits of what is beside the codes, and of the codes of what is kept, padding included."""
+        return self.beside_bits + self.grid._n_kept(self.header()) * int(self.grid.bits)
 
     @property
-    def n_bits(self) -> int:
-        """Exact bits of the inner grid's parameters, and of positions and codes of what is kept, padding included."""
-        return self._parameter_bits + self._n_kept * (self.grid.index_bits + int(self.grid.bits))
+    def beside_bits(self) -> int:
+        """Exact bits of the inner grid's parameters, and of positions."""
+        return self.inner.beside_bits + self.grid._n_kept(self.header()) * self.grid.index_bits
 
-    def entropy_bits(self, codes: torch.Tensor) -> float:
-        """All bits, with the codes of kept values, padding left out, at their empirical entropy."""
-        return self.n_bits - self._n_kept * int(self.grid.bits) + entropy_bits(codes[self.mask])
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """The inner grid's parameters, and positions in ascending order."""
+        return [*self.inner.beside(), (self._kept_everywhere.nonzero()[:, -1], self.grid.index_bits)]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The codes of what is kept, row after row."""
+        return (codes[self.mask],)
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (out, in), 0 where dropped."""
+        kept = streams[0].to(torch.int64)
+        return self.inner.codes_of([torch.zeros(self.shape, dtype=torch.int64).masked_scatter_(self.mask, kept)])
 
     def to_bytes(self, codes: torch.Tensor) -> bytes:
-        """The inner grid's parameters, positions in ascending order, codes of what is kept."""
-        where, n_bits = self._kept_everywhere, self._parameter_bits
-        blank = self.inner.to_bytes(torch.zeros_like(codes))  # parameters come first
-        parameters = unpack(blank[: -(-n_bits // 8)], _bytewise(n_bits))
-        widths = [width for _, width in _bytewise(n_bits)]
-        positions, kept = where.nonzero()[:, -1], self.grid._sets(codes, 0)[where]
-        return pack([*zip(parameters, widths, strict=True),
-                     (positions, self.grid.index_bits), (kept, int(self.grid.bits))])  # fmt: skip
+        """What is beside the codes, then the codes of what is kept."""
+        kept = self.grid._sets(codes, 0)[self._kept_everywhere]
+        return pack([*self.beside(), (kept, int(self.grid.bits))])
 
     def header(self) -> dict[str, Any]:
-        """What the payload does not say: what the inner grid's does not, and how much of it are parameters."""
-        return self.inner.header() | {"parameter_bits": self._parameter_bits}
-
-
-def _bytewise(n_bits: int) -> list[tuple[int, int]]:
-    """A stretch of bits as streams: its whole bytes, and what is left."""
-    return [(n_bits // 8, 8), (int(n_bits % 8 > 0), n_bits % 8 or 1)]
+        """What the payload does not say: what the inner grid's does not."""
+        return self.inner.header()

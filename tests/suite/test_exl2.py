@@ -58,7 +58,7 @@ def test_the_budget_is_never_exceeded_and_used_as_far_as_steps_go(seed, shape, g
     allowed = Fraction(budget) * n_out * n_in
     narrowest = (ladder or WIDTHS)[0]
     if fitted is None:
-        assert n_out * n_in * narrowest + grid.beside(n_out, n_in) > allowed
+        assert n_out * n_in * narrowest + grid.beside_bits(n_out, n_in) > allowed
         return
     widths = fitted.widths.tolist()
     assert fitted.n_bits <= allowed and fitted.n_bits / (n_out * n_in) <= budget
@@ -105,11 +105,11 @@ def test_stored_bits_are_the_releases_formula_but_for_places_and_layouts():
     n = 4096
     for group, released in ((128, 4.0392), (32, 4.1332)):
         grid = Exl2(budget=5.0, group=group, widths=(4,))
-        ours = 4 * n * n + grid.beside(n, n)
+        ours = 4 * n * n + grid.beside_bits(n, n)
         theirs = 4 * n * n + n // group * (16 + 32) + n // group * n * 4 + n * 32
         assert theirs / n**2 == pytest.approx(released, abs=5e-5)
         assert theirs - ours == n // group * (32 - 3) + n * (32 - 12)  # widths in 3 bits, places in 12
-    assert 4 + Exl2(budget=5.0, group=128).beside(n, n) / n**2 == pytest.approx(4.0342, abs=5e-5)
+    assert 4 + Exl2(budget=5.0, group=128).beside_bits(n, n) / n**2 == pytest.approx(4.0342, abs=5e-5)
 
 
 @settings(max_examples=100)
