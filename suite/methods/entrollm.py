@@ -30,6 +30,6 @@ ENTROLLM = Method(
     paper="EntroLLM: Entropy Encoded Weight Compression for Efficient Large Language Model Inference on Edge Devices",
     arxiv="2505.02380",
     needs="nothing",
-    bits=(4, 8),
+    bits=tuple(range(2, 9)),  # the paper has 4 and 8
     build=build,
 )
