@@ -15,11 +15,10 @@ import torch
 from suite.coding import Ans, Exponents, Gzip, Huffman, Lzma, Zstd, entropy_bits
 from suite.grids import Integer, Scaled
 from suite.grids.layout import Group
-from suite.methods import METHODS, method_named
+from suite.methods import method_named
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.quantize import generator_for, quantize_layer
-from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
 from suite.store import CodedSize, WeightShape
 

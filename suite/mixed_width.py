@@ -31,13 +31,14 @@ from suite.allocation import Option, choose, choose_uniform
 from suite.blockwise import quantize_block
 from suite.cache import keep_array
 from suite.calibration import Calibration
+from suite.coding import Coding
 from suite.environment import code_version, environment_key
 from suite.grids import Integer
 from suite.methods import method_named
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.quantize import generator_for, quantize_layer
-from suite.recipe import Coding, Recipe, Target
+from suite.recipe import Recipe, Target
 from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.tokens import Tokens
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from suite.coding import Fixed
+from suite.coding import Coding, Fixed
 from suite.grids import Integer
 from suite.grids.grid import Fitted, Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
-from suite.recipe import Coding, Recipe, Target
+from suite.recipe import Recipe, Target
 from suite.statistics import LayerStatistics, quadratic, statistics_of
 from suite.transforms import Score
 

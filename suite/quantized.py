@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from kernels.packing import pack, unpack
-from suite.coding import Ans, Fixed, entropy_bits
+from suite.coding import Ans, Coding, Fixed, entropy_bits
 from suite.grids.grid import Fitted
 from suite.grids.stored import from_bits, to_bits
-from suite.recipe import Coding, Target, canonical, parse
-
+from suite.recipe import Target, canonical, parse
 
 _WIDE = 1 << 12  # codes; of more, tables cost more than they bring, and high and low bytes are coded apart
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from suite.coding import CODINGS, Ans, Fixed, Huffman
+from suite.coding import CODINGS, Coding, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, RateAware, Stochastic
@@ -20,7 +20,6 @@ from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
 
 Transform = SmoothScale | AwqScale
 Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware
-Coding = Fixed | Huffman | Ans
 
 
 @dataclass(frozen=True, slots=True)

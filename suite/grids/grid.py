@@ -80,7 +80,7 @@ class Fitted(Protocol):
         """Everything but the codes, as streams of (values, width) for `kernels.packing`: `beside_bits` bits."""
 
     def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The codes as an entropy coder takes them: integers (n,) for each alphabet. Padding and masked codes are not."""
+        """The codes as an entropy coder takes them: integers (n,) of each alphabet, no padding."""
 
     def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
         """The codes (out, in) that `streams` took apart."""

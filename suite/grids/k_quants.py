@@ -273,7 +273,7 @@ class FittedGguf:
         return sum(count * width for count, width in self.grid.beside_widths(self.header()))
 
     def beside(self) -> list[tuple[torch.Tensor, int]]:
-        """d and dmin of all blocks, and the integers of their sub-blocks."""
+        """Of all blocks d and dmin, and the integers of their sub-blocks."""
         reals = [(to_bits(x.reshape(-1), 16), 16) for x in (self.d, self.dmin) if x is not None]
         return reals if self.scales is None else [*reals, (self.scales, self.grid.format.scale_bits)]
 

@@ -106,7 +106,7 @@ def newer_store(path):
     [
         (text_file, "is not a bitfrontier store: file is not a database"),
         (foreign_database, "is not a bitfrontier store: it is another program's SQLite file"),
-        (newer_store, f"has store version {VERSION + 1}, this bitfrontier reads up to {VERSION}"),
+        (newer_store, f"has store version {VERSION + 1}, this bitfrontier reads version {VERSION}"),
     ],
 )
 def test_a_file_that_is_not_a_store_of_ours_is_refused_and_left_as_it_was(make, message, create, tmp_path):
