@@ -23,10 +23,11 @@ FAMILIES = {
     "tables": ("lloyd-max", "k-means", "nf4", "nf2", "ternary", "binary"),
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
+    "entropy-coded": ("dfloat11", "ecf8", "entrollm"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
-    "hqq", "rtn", "magnitude-24",
+    "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm",
     *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
 FEEDBACK = ("gptq", "gptq-stochastic", "sparsegpt-24", "exl2")

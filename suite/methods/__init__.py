@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Sequence
 
 from suite.methods.awq import AWQ
+from suite.methods.dfloat11 import DFLOAT11
+from suite.methods.ecf8 import ECF8
+from suite.methods.entrollm import ENTROLLM
 from suite.methods.exl2 import EXL2
 from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
@@ -27,6 +30,8 @@ METHODS: tuple[Method, ...] = (
     K_MEANS, TERNARY, BINARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
+    # entropy coded
+    DFLOAT11, ECF8, ENTROLLM,
 )  # fmt: skip
 
 

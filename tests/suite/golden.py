@@ -14,10 +14,10 @@ FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needed = pytest.mark.skipif(not (FOLDER / "scalar.jsonl").is_file(), reason="no golden numbers beside this checkout")
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """Every run of scalar.jsonl: method, config, seed, weights, nmse, hnmse; none where there is no such file."""
-    if (FOLDER / "scalar.jsonl").is_file():
-        yield from map(json.loads, (FOLDER / "scalar.jsonl").read_text().splitlines())
+def rows(name: str = "scalar") -> Iterator[dict[str, Any]]:
+    """Every run of `name`.jsonl: method, config, seed, weights, and what came out; none where there is no such file."""
+    if (FOLDER / f"{name}.jsonl").is_file():
+        yield from map(json.loads, (FOLDER / f"{name}.jsonl").read_text().splitlines())
 
 
 @cache
