@@ -23,14 +23,14 @@ FAMILIES = {
     "tables": ("lloyd-max", "k-means", "nf4", "nf2", "ternary", "binary"),
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
-    "entropy-coded": ("dfloat11", "ecf8", "entrollm"),
+    "entropy-coded": ("dfloat11", "ecf8", "entrollm", "ecsq", "cerwu", "watersic"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
-    "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm",
+    "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm", "ecsq",
     *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
-FEEDBACK = ("gptq", "gptq-stochastic", "sparsegpt-24", "exl2")
+FEEDBACK = ("gptq", "gptq-stochastic", "sparsegpt-24", "exl2", "cerwu", "watersic")
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
 MOST_BITS = 12  # beyond which a point is not drawn: only blocks that hardly fit a matrix's width take more
 _SAME_PERPLEXITY = 1e-3  # relative; environments differ by rounding, other tokens or lengths by percents
@@ -182,9 +182,9 @@ def pareto_front(cost: ArrayLike, loss: ArrayLike) -> np.ndarray:
     return front
 
 
-def marks(points: Sequence[Point], field: str, se_field: str | None = None) -> list[Mark]:
-    """The points of a figure of `field` against `bpw`, with the Pareto front of both marked."""
-    bpw, values = [p.mean("bpw") for p in points], [p.mean(field) for p in points]
+def marks(points: Sequence[Point], field: str, se_field: str | None = None, rate: str = "bpw") -> list[Mark]:
+    """The points of a figure of `field` against a rate, `bpw` or `bpw_coded`, with the Pareto front of both marked."""
+    bpw, values = [p.mean(rate) for p in points], [p.mean(field) for p in points]
     front = pareto_front(bpw, values)
     return [Mark(p, x, y, p.error(field, se_field), bool(f), _note(p, x, y, field))
             for p, x, y, f in zip(points, bpw, values, front, strict=True)]  # fmt: skip

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from suite.coding import CODINGS, Coding, Fixed
+from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, RateAware, Stochastic
@@ -53,7 +53,7 @@ class Target:
         if isinstance(self.rounding, RateAware):
             if not isinstance(self.grid, Steps):
                 return f"rate-aware rounding searches the step of Steps, the grid is {canonical(self.grid)}"
-            if feedback is not None and feedback.pick != Nearest():
+            if isinstance(feedback, Feedback) and feedback.pick != Nearest():
                 return f"rate-aware rounding picks codes itself, its feedback picks {canonical(feedback.pick)}"
         if isinstance(self.grid, Steps) and self.grid.spacing == "pivots":
             if feedback is None or order not in (None, "given"):
@@ -102,10 +102,19 @@ class Recipe:
     def unsupported(self) -> str | None:
         """Why this combination is skipped, or None."""
         targets = [self.weights, *(target for _, target in self.layers)]
-        reasons = [target.unsupported for target in targets if target]
+        reasons = [target.unsupported or _coding_unsupported(self.coding, target) for target in targets if target]
         if self.activations is not None:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
         return next(filter(None, reasons), None)
+
+
+def _coding_unsupported(coding: Coding, target: Target) -> str | None:
+    if not isinstance(coding, Exponents):
+        return None
+    width = 1 + coding.exponent_bits + coding.mantissa_bits
+    if target.grid.bits == width:
+        return None
+    return f"coding by exponents takes floating-point codes of {width} bits, the grid is {canonical(target.grid)}"
 
 
 def _activations_unsupported(target: Target) -> str | None:

@@ -14,8 +14,9 @@ from suite.grids.nested import DoubleQuantized, TwoLevel
 from suite.grids.scaled import Scaled
 from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
+from suite.grids.steps import Steps
 
-GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16)
+GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps)
 SCALES = (RealScale, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
 
@@ -36,6 +37,7 @@ __all__ = [
     "Scaled",
     "ShrinkSearch",
     "Sparse",
+    "Steps",
     "TwoLevel",
     "Unscaled",
 ]

@@ -4,8 +4,10 @@ import difflib
 from collections.abc import Sequence
 
 from suite.methods.awq import AWQ
+from suite.methods.cerwu import CERWU
 from suite.methods.dfloat11 import DFLOAT11
 from suite.methods.ecf8 import ECF8
+from suite.methods.ecsq import ECSQ
 from suite.methods.entrollm import ENTROLLM
 from suite.methods.exl2 import EXL2
 from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
@@ -21,6 +23,7 @@ from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
 from suite.methods.ternary import BINARY, TERNARY
+from suite.methods.watersic import WATERSIC
 
 METHODS: tuple[Method, ...] = (
     # integers
@@ -31,7 +34,7 @@ METHODS: tuple[Method, ...] = (
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # entropy coded
-    DFLOAT11, ECF8, ENTROLLM,
+    DFLOAT11, ECF8, ENTROLLM, ECSQ, CERWU, WATERSIC,
 )  # fmt: skip
 
 

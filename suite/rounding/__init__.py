@@ -8,7 +8,8 @@ all that error feedback needs of them.
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 from suite.rounding.feedback import Feedback
 from suite.rounding.half_quadratic import HalfQuadratic
+from suite.rounding.rate import RateAware
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic)
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware)
 
-__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "Rounded", "Stochastic"]
+__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "RateAware", "Rounded", "Stochastic"]

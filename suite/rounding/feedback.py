@@ -15,18 +15,26 @@ A grid that asks for it (`mask_size`) chooses which values it keeps here too, wh
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 
 from suite.grids.grid import Fitted, Grid, Masked
-from suite.rounding.elementwise import Nearest, Rounded, Stochastic
+from suite.grids.layout import Columns
+from suite.rounding.elementwise import Nearest, Picked, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
 _LARGEST_DAMPING = 10.0
 
 Order = Literal["given", "decreasing", "pivot"]
 Groups = Literal["static", "dynamic", "stale"]
+
+
+class Pick(Protocol):
+    """What error feedback needs of the rounding of single columns."""
+
+    def pick(self, x: torch.Tensor, grid: Fitted, columns: Columns, generator: torch.Generator) -> Picked:
+        """Codes and values (out, k) for `x` (out, k), the values that `columns` have now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +65,7 @@ class Feedback:
 
     def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in) given `H` (in, in); `ValueError` without H or where H has the wrong shape."""
-        n_in = W.shape[1]
-        if H is None or H.shape != (n_in, n_in):
-            found = "none" if H is None else f"shape {tuple(H.shape)}"
-            raise ValueError(f"error feedback needs the Gram matrix H of shape {(n_in, n_in)}, found {found}")
+        H = checked(H, W.shape[1])
         R, perm, fallbacks = factor(H, self.order, self.damping)
         fitted = grid.fit(W, H)
         if fitted.mask_size and self.order != "given":
@@ -68,14 +73,14 @@ class Feedback:
         regroup = self.groups != "static" and fitted.regroups
         if regroup and self.order != "given":
             fitted = fitted.in_order(perm)
-        columns = _Columns.of(W, H, R, perm)
-        codes, fitted = self._sweep(columns, fitted, regroup, generator)
+        columns = Ordered.of(W, H, R, perm)
+        codes, fitted = self.sweep(columns, fitted, self.pick, generator, regroup)
         return Rounded(codes, fitted, fallbacks)
 
-    def _sweep(
-        self, columns: "_Columns", fitted: Fitted, regroup: bool, generator: torch.Generator
+    def sweep(
+        self, columns: "Ordered", fitted: Fitted, pick: Pick, generator: torch.Generator, regroup: bool = False
     ) -> tuple[torch.Tensor, Fitted]:
-        """Round column after column; returns codes (out, in) and the grid as it was in the end."""
+        """Round column after column as `pick` says; returns codes (out, in) and the grid as it was in the end."""
         original, errors, A, perm = columns.original, columns.errors, columns.A, columns.perm
         n_in, size, masked = len(perm), fitted.group_size, fitted.mask_size
         block = size if regroup and self.groups == "dynamic" else self.block
@@ -98,7 +103,7 @@ class Feedback:
                     if masked and j % masked == 0:
                         _mark(fitted, columns, j, first, last, current[j - start : last - start])
                     column = slice(j, j + 1) if self.order == "given" else perm[j : j + 1]
-                    code, value = self.pick.pick(now[j - start], fitted, column, generator)
+                    code, value = pick.pick(now[j - start], fitted, column, generator)
                     codes.append(code[:, 0])
                     torch.sub(wanted[j], value, out=missed[j])
         back = torch.empty_like(perm)
@@ -107,7 +112,7 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True)
-class _Columns:
+class Ordered:
     """A matrix with its columns as rows, in the order in which they are rounded: row j is `perm[j]` of `W`.
 
     `A` (in, in) is R with columns scaled to a unit diagonal, `pivots` (in,). Row j of `errors` is column j of W - Q
@@ -122,7 +127,8 @@ class _Columns:
     perm: torch.Tensor
 
     @classmethod
-    def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "_Columns":
+    def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "Ordered":
+        """`W` (out, in) before its first column is rounded, R and `perm` as `factor` gives them."""
         original, pivots = W.T.contiguous()[perm], R.diagonal().clone()
         A = R.to(W.dtype)  # R itself where W is in float64, and not needed again
         return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), pivots, H, perm)
@@ -151,7 +157,7 @@ class _Columns:
         return torch.linalg.solve_triangular(unit, push, upper=False, unitriangular=True)
 
 
-def _refit(fitted: Fitted, columns: _Columns, j: int, known: int, start: int, push: torch.Tensor) -> Fitted:
+def _refit(fitted: Fitted, columns: Ordered, j: int, known: int, start: int, push: torch.Tensor) -> Fitted:
     """The group that begins with column `j` fitted anew, pushed by the columns before `known`.
 
     Where masks are still to be chosen, the values it is fitted to are those that would be kept if all were chosen now.
@@ -167,7 +173,7 @@ def _refit(fitted: Fitted, columns: _Columns, j: int, known: int, start: int, pu
     return fitted.refit(moved[:size].T, j // size, columns.perm[j : j + size], columns.H)
 
 
-def _mark(fitted: Fitted, columns: _Columns, j: int, first: int, last: int, current: torch.Tensor) -> None:
+def _mark(fitted: Fitted, columns: Ordered, j: int, first: int, last: int, current: torch.Tensor) -> None:
     """Choose what is kept of the set of columns that begins with `j`, as its values are now."""
     end = min(j + fitted.mask_size, len(columns.perm))
     if end <= last:
@@ -175,6 +181,14 @@ def _mark(fitted: Fitted, columns: _Columns, j: int, first: int, last: int, curr
     else:  # the set goes beyond the columns at hand
         moved = columns.pushed(j, j, end)
     cast(Masked, fitted).mark(moved.T, j, columns.pivots[j:end])
+
+
+def checked(H: torch.Tensor | None, n_in: int) -> torch.Tensor:
+    """`H`, or a `ValueError` where there is none or its shape is wrong."""
+    if H is None or H.shape != (n_in, n_in):
+        found = "none" if H is None else f"shape {tuple(H.shape)}"
+        raise ValueError(f"error feedback needs the Gram matrix H of shape {(n_in, n_in)}, found {found}")
+    return H
 
 
 def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:

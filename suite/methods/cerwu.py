@@ -1,0 +1,50 @@
+"""CERWU: error feedback that minimizes the error and the rate together, and an entropy coder for its codes.
+
+Conzel and Bamler 2025, Reducing Storage of Pretrained Neural Networks by Rate-Constrained Quantization and Entropy
+Coding, arXiv:2505.18758 (github.com/Conzel/cerwu). The identities are in `suite.rounding.rate`. As in the paper: one
+grid for a whole matrix, columns in the given order, 1% damping, the quadratic part of the rate in the norm, every code
+chosen by its error and length. `ridge=False` leaves the norm alone (the paper's OPTQ-RD); `weight=0` is GPTQ on a step
+that keeps the rate.
+
+Differences: the paper codes with DeepCABAC, whose adaptive contexts its lengths follow from value to value; here the
+code is static, lengths are those of the sweep before, and sweeps are repeated until they agree. The paper gives a grid
+and a multiplier and takes the rate that comes; here the rate is given, the multiplier follows from the step, and the
+step is searched. Levels are centered for the codes that were chosen, by least squares. The released factor of the
+quadratic rate is twice that of a Gaussian for this error: see there.
+"""
+
+from typing import Any, Literal
+
+from suite.coding import Ans
+from suite.grids import Steps
+from suite.methods.method import Method
+from suite.recipe import Recipe, Target
+from suite.rounding import Feedback, RateAware
+
+_FEEDBACK = ("order", "damping", "block")
+
+
+def build(
+    *,
+    bits: float,
+    weight: float = 1.0,
+    ridge: bool = True,
+    centers: int = 3,
+    inputs: Literal["original", "quantized"] = "quantized",
+    **options: Any,
+) -> Recipe:
+    """`weight` and `ridge` as in `RateAware`, `centers` as in `Steps`; further options are fields of `Feedback`."""
+    feedback = {name: options.pop(name) for name in _FEEDBACK if name in options}
+    grid = Steps(bits=bits, centers=centers, **options)
+    rounding = RateAware(weight=weight, feedback=Feedback(**feedback), ridge=ridge)
+    return Recipe(weights=Target(grid, rounding), inputs=inputs, coding=Ans())
+
+
+CERWU = Method(
+    name="cerwu",
+    paper="Reducing Storage of Pretrained Neural Networks by Rate-Constrained Quantization and Entropy Coding",
+    arxiv="2505.18758",
+    needs="calibration",
+    bits=tuple(range(1, 9)),
+    build=build,
+)
