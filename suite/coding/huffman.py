@@ -226,6 +226,8 @@ def read_bits(
     ends = np.cumsum(sizes.astype(np.int64) + 1)
     if words.size != (-(-int(ends[-1]) // 32) if n else 0):
         raise ValueError(f"chunks of {ends[-1] if n else 0} bits in all in {words.size} words of 32")
+    if (sizes[:-1] < chunk - 1).any() or (n and int(sizes[-1]) + 1 < n - (sizes.size - 1) * chunk):
+        raise ValueError(f"chunks of fewer bits than their {chunk} symbols")
     symbols = np.arange(lengths.size, dtype=np.uint16) if symbols is None else symbols
     table = _table(lengths, symbols)
     out = np.empty(n, dtype=symbols.dtype)
