@@ -44,6 +44,8 @@ from suite.coding.frame import SLAB, Alphabet, Reader, seal, unseal, varint
 from suite.coding.huffman import canonical, code_lengths, write_bits
 
 _LANES = 2048  # chunks decoded side by side
+_AT_ONCE = 4  # exponents that a look-up gives at most: a machine word of them is written
+_STEPS = 8  # look-ups between two looks at which chunks are done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,17 +149,18 @@ class Exponents:
 
 
 def _nothing() -> np.ndarray:
-    return np.zeros(0, dtype=np.uint32)
+    return np.zeros(0, dtype=np.uint8)
 
 
 @dataclass(slots=True, eq=False)
 class _Section:
-    """What a stream says of `n` patterns: one `exponent` for all, or a `table` (2^longest,), sizes and words."""
+    """What a stream says of `n` patterns: one `exponent` for all, or a code, the sizes of chunks, and words."""
 
     n: int
     exponent: int = 0
-    table: np.ndarray = field(default_factory=_nothing)
-    ends: np.ndarray = field(default_factory=_nothing)  # of its chunks, in bits from its start, int64
+    lengths: np.ndarray = field(default_factory=_nothing)  # of each exponent's code, uint8 (256,)
+    table: np.ndarray = field(default_factory=_nothing)  # int64 (2^longest,), see `_table`
+    sizes: np.ndarray = field(default_factory=_nothing)  # of its chunks, in bits, int64
     words: np.ndarray = field(default_factory=_nothing)
 
     @classmethod
@@ -169,71 +172,117 @@ class _Section:
         if exponents.size == 1:
             return cls(n, int(exponents[0]))
         packed = reader.take((exponents.size + 1) // 2, "code lengths")
-        lengths = next(_unpack(packed, exponents.size, 4))[1] + np.uint8(1)
-        return cls(n, table=_table(exponents, lengths, coder.longest, reader))
+        lengths = np.zeros(256, dtype=np.uint8)
+        lengths[exponents] = next(_unpack(packed, exponents.size, 4))[1] + np.uint8(1)
+        if lengths.max() > coder.longest:
+            raise reader.damaged(f"a code of {lengths.max()} bits, at most {coder.longest} are allowed")
+        try:
+            return cls(n, lengths=lengths, table=_table(lengths, coder.longest))
+        except ValueError as error:
+            raise reader.damaged(str(error)) from error
 
     def read_sizes(self, reader: Reader, chunk: int) -> None:
-        """The ends of its chunks."""
+        """The sizes of its chunks."""
         if self.table.size:
             sizes = reader.take(2 * -(-self.n // chunk), "the sizes of chunks")
-            self.ends = np.cumsum(np.frombuffer(sizes, dtype="<u2").astype(np.int64) + 1)
+            self.sizes = np.frombuffer(sizes, dtype="<u2").astype(np.int64) + 1
 
     @property
     def n_words(self) -> int:
         """How many words its codes take."""
-        return -(-int(self.ends[-1]) // 32) if self.table.size else 0
+        return -(-int(self.sizes.sum()) // 32)
 
 
-def _table(exponents: np.ndarray, lengths: np.ndarray, longest: int, reader: Reader) -> np.ndarray:
-    """For each number of `longest` bits the code it begins with, as exponent * 32 + length, uint16."""
-    if lengths.max() > longest:
-        raise reader.damaged(f"a code of {lengths.max()} bits, at most {longest} are allowed")
-    spare = longest - lengths.astype(np.int64)
-    try:
-        order = np.argsort(canonical(lengths).astype(np.int64) << spare)
-    except ValueError as error:
-        raise reader.damaged(str(error)) from error
-    return np.repeat((exponents << 5 | lengths)[order].astype(np.uint16), 1 << spare[order])
+def _table(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """What each number of `longest` bits begins with: up to 4 whole codes, int64 (2^longest,).
+
+    The first exponent is in the lowest byte, the next in the one above; the codes take bits 32 to 39, and how many they
+    are is above. Raises `ValueError` if `lengths` are no complete code.
+    """
+    used = np.flatnonzero(lengths)
+    spare = longest - lengths[used].astype(np.int64)
+    order = np.argsort(canonical(lengths)[used].astype(np.int64) << spare)
+    first = np.repeat(used[order], 1 << spare[order])
+    bits = np.repeat(longest - spare[order], 1 << spare[order])
+    exponents, taken, count = first.copy(), bits.copy(), np.ones(first.size, dtype=np.int64)
+    numbers, whole = np.arange(first.size), np.ones(first.size, dtype=bool)
+    for k in range(1, _AT_ONCE):
+        rest = numbers << taken & (1 << longest) - 1
+        whole &= taken + bits.take(rest) <= longest
+        exponents |= np.where(whole, first.take(rest) << 8 * k, 0)
+        taken += np.where(whole, bits.take(rest), 0)
+        count += whole
+    return count << 40 | taken << 32 | exponents
 
 
 def _side_by_side(sections: list[_Section], coder: Exponents, reader: Reader) -> Iterator[np.ndarray]:
     """The exponents of each section, uint8; the chunks of all are decoded together."""
     coded = [one for one in sections if one.table.size]
-    found = _lockstep(coded, coder, reader) if coded else np.zeros((0, 0), dtype=np.uint8)
+    found = _lockstep(coded, coder) if coded else np.zeros((0, 0), dtype=np.uint8)
     lane = 0
     for one in sections:
-        if one.table.size:
-            yield found[:, lane : lane + one.ends.size].T.reshape(-1)[: one.n]
-            lane += one.ends.size
-        else:
+        if not one.table.size:
             yield np.full(one.n, one.exponent, dtype=np.uint8)
+            continue
+        exponents = found[lane : lane + one.sizes.size].reshape(-1)[: one.n]
+        lane += one.sizes.size
+        bits = np.add.reduceat(one.lengths.take(exponents), np.arange(0, one.n, coder.chunk), dtype=np.int64)
+        if (bits != one.sizes).any():
+            raise reader.damaged(f"{(bits != one.sizes).sum()} of {bits.size} chunks do not end where their sizes say")
+        yield exponents
 
 
-def _lockstep(coded: list[_Section], coder: Exponents, reader: Reader) -> np.ndarray:
-    """Exponents uint8 (symbols of a chunk, chunks), a table look-up of every chunk at each step."""
+def _lockstep(coded: list[_Section], coder: Exponents) -> np.ndarray:
+    """Exponents uint8 (chunks, chunk), a table look-up of every chunk at each step; they may run over the last one."""
     words = np.concatenate([one.words for one in coded] + [np.zeros(2, dtype=np.uint32)]).astype(np.uint64)
-    doubles = words[:-1] << np.uint64(32) | words[1:]
+    doubles = words[:-1] << np.uint64(32) | words[1:]  # word i is followed by what lies after it
     firsts = 32 * np.cumsum([0] + [one.n_words for one in coded[:-1]])
-    ends = np.concatenate([first + one.ends for first, one in zip(firsts, coded, strict=True)])
-    starts = [np.append(first, first + one.ends[:-1]) for first, one in zip(firsts, coded, strict=True)]
-    at = np.concatenate(starts)
+    at = np.concatenate([first + np.cumsum(one.sizes) - one.sizes for first, one in zip(firsts, coded, strict=True)])
+    base = np.repeat(np.arange(len(coded)) << coder.longest, [one.sizes.size for one in coded])
     table = np.concatenate([one.table for one in coded])
-    base = np.repeat(np.arange(len(coded)) << coder.longest, [one.ends.size for one in coded])
-    lanes, short = at.size, coded[-1].n - (coded[-1].ends.size - 1) * coder.chunk  # the last lane may be short
-    found = np.zeros((coder.chunk if lanes > 1 else short, lanes), dtype=np.uint8)
-    for step, row in enumerate(found):
-        if step == short:
-            lanes -= 1
-        here = at[:lanes]
-        top = doubles.take(here >> 5, mode="clip")  # what is damaged may lead beyond the end
-        top <<= (here & 31).view(np.uint64)
-        top >>= np.uint64(64 - coder.longest)
-        entry = table.take(top.view(np.int64) + base[:lanes])
-        np.right_shift(entry, 5, out=row[:lanes], casting="unsafe")
-        here += entry & 31
-    if (at != ends).any():
-        raise reader.damaged(f"{(at != ends).sum()} of {at.size} chunks do not end where their sizes say")
-    return found
+    slot = coder.chunk + _AT_ONCE * (_STEPS + 1)  # beyond its end a chunk writes what nobody reads
+    out = np.zeros(at.size * slot, dtype=np.uint8)
+    fours = np.ndarray((out.size - 3,), dtype="<u4", buffer=out, strides=(1,))  # four exponents from each place on
+    place = np.arange(at.size) * slot
+    ends = place + coder.chunk
+    ends[-1] += coded[-1].n - coded[-1].sizes.size * coder.chunk  # the last chunk may be short
+    lanes = np.stack([at, base, place])
+    while ends.size:
+        steps = max(int((ends - lanes[2]).min()) // _AT_ONCE, _STEPS)
+        _steps(doubles, table, fours, lanes, coder.longest, steps)
+        left = lanes[2] < ends
+        if not left.all():
+            lanes, ends = lanes[:, left], ends[left]
+    return out.reshape(-1, slot)[:, : coder.chunk]
+
+
+def _steps(
+    doubles: np.ndarray, table: np.ndarray, fours: np.ndarray, lanes: np.ndarray, longest: int, steps: int
+) -> None:
+    """`steps` look-ups of each lane: codes from bit `at` on, in the table from `base` on, go to `fours` from `place` on.
+
+    These three are the rows of `lanes` int64 (3, n); the first and the last one move on.
+    """
+    at, base, place = lanes
+    unread, several = np.uint64(64 - longest), 33 // longest  # at least 33 bits of a double word are to come
+    top, entry, index = np.empty(at.size, np.uint64), np.empty(at.size, np.int64), np.empty(at.size, np.int64)
+    exponents = np.empty(at.size, np.uint32)
+    for step in range(steps):
+        if step % several == 0:
+            np.right_shift(at, 5, out=index)
+            doubles.take(index, out=top, mode="clip")  # what is damaged may lead beyond the end
+            np.bitwise_and(at, 31, out=index)
+        np.left_shift(top, index.view(np.uint64), out=top)
+        np.right_shift(top, unread, out=index.view(np.uint64))
+        np.add(index, base, out=index)
+        table.take(index, out=entry, mode="clip")
+        np.copyto(exponents, entry, casting="unsafe")  # the lower 32 bits
+        fours[place] = exponents
+        np.right_shift(entry, 40, out=index)
+        np.add(place, index, out=place)
+        np.right_shift(entry, 32, out=index)
+        np.bitwise_and(index, 255, out=index)
+        np.add(at, index, out=at)
 
 
 def _check(symbols: np.ndarray, bits: int) -> None:
