@@ -43,7 +43,7 @@ import numpy as np
 from suite.coding.frame import SLAB, Alphabet, Reader, seal, unseal, varint
 from suite.coding.huffman import canonical, code_lengths, write_bits
 
-_LANES = 2048  # chunks decoded side by side
+_LANES = 1024  # chunks decoded side by side
 _AT_ONCE = 4  # exponents that a look-up gives at most: a machine word of them is written
 _STEPS = 8  # look-ups between two looks at which chunks are done
 
@@ -159,7 +159,6 @@ class _Section:
     n: int
     exponent: int = 0
     lengths: np.ndarray = field(default_factory=_nothing)  # of each exponent's code, uint8 (256,)
-    table: np.ndarray = field(default_factory=_nothing)  # int64 (2^longest,), see `_table`
     sizes: np.ndarray = field(default_factory=_nothing)  # of its chunks, in bits, int64
     words: np.ndarray = field(default_factory=_nothing)
 
@@ -177,13 +176,14 @@ class _Section:
         if lengths.max() > coder.longest:
             raise reader.damaged(f"a code of {lengths.max()} bits, at most {coder.longest} are allowed")
         try:
-            return cls(n, lengths=lengths, table=_table(lengths, coder.longest))
+            canonical(lengths)
         except ValueError as error:
             raise reader.damaged(str(error)) from error
+        return cls(n, lengths=lengths)
 
     def read_sizes(self, reader: Reader, chunk: int) -> None:
         """The sizes of its chunks."""
-        if self.table.size:
+        if self.lengths.size:
             sizes = reader.take(2 * -(-self.n // chunk), "the sizes of chunks")
             self.sizes = np.frombuffer(sizes, dtype="<u2").astype(np.int64) + 1
 
@@ -197,7 +197,7 @@ def _table(lengths: np.ndarray, longest: int) -> np.ndarray:
     """What each number of `longest` bits begins with: up to 4 whole codes, int64 (2^longest,).
 
     The first exponent is in the lowest byte, the next in the one above; the codes take bits 32 to 39, and how many they
-    are is above. Raises `ValueError` if `lengths` are no complete code.
+    are is above.
     """
     used = np.flatnonzero(lengths)
     spare = longest - lengths[used].astype(np.int64)
@@ -217,11 +217,11 @@ def _table(lengths: np.ndarray, longest: int) -> np.ndarray:
 
 def _side_by_side(sections: list[_Section], coder: Exponents, reader: Reader) -> Iterator[np.ndarray]:
     """The exponents of each section, uint8; the chunks of all are decoded together."""
-    coded = [one for one in sections if one.table.size]
+    coded = [one for one in sections if one.lengths.size]
     found = _lockstep(coded, coder) if coded else np.zeros((0, 0), dtype=np.uint8)
     lane = 0
     for one in sections:
-        if not one.table.size:
+        if not one.lengths.size:
             yield np.full(one.n, one.exponent, dtype=np.uint8)
             continue
         exponents = found[lane : lane + one.sizes.size].reshape(-1)[: one.n]
@@ -239,7 +239,7 @@ def _lockstep(coded: list[_Section], coder: Exponents) -> np.ndarray:
     firsts = 32 * np.cumsum([0] + [one.n_words for one in coded[:-1]])
     at = np.concatenate([first + np.cumsum(one.sizes) - one.sizes for first, one in zip(firsts, coded, strict=True)])
     base = np.repeat(np.arange(len(coded)) << coder.longest, [one.sizes.size for one in coded])
-    table = np.concatenate([one.table for one in coded])
+    table = np.concatenate([_table(one.lengths, coder.longest) for one in coded])
     slot = coder.chunk + _AT_ONCE * (_STEPS + 1)  # beyond its end a chunk writes what nobody reads
     out = np.zeros(at.size * slot, dtype=np.uint8)
     fours = np.ndarray((out.size - 3,), dtype="<u4", buffer=out, strides=(1,))  # four exponents from each place on
@@ -259,7 +259,7 @@ def _lockstep(coded: list[_Section], coder: Exponents) -> np.ndarray:
 def _steps(
     doubles: np.ndarray, table: np.ndarray, fours: np.ndarray, lanes: np.ndarray, longest: int, steps: int
 ) -> None:
-    """`steps` look-ups of each lane: codes from bit `at` on, in the table from `base` on, go to `fours` from `place` on.
+    """`steps` look-ups of each lane, from bit `at` and in the table at `base`, are written to `fours` at `place`.
 
     These three are the rows of `lanes` int64 (3, n); the first and the last one move on.
     """

@@ -1,6 +1,7 @@
 """Exponent coding gives back every bit pattern, spends no more than it says, and notices damage."""
 
 import math
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -89,6 +90,20 @@ def test_a_single_exponent_takes_no_codes(n):
     stream = BF16.encode(symbols)
     assert same(BF16.decode(stream), symbols)
     assert len(stream) <= n + 16 + 5 * -(-n // 2**17)  # the planes, the head, an alphabet for each section
+
+
+def test_memory_beside_input_and_output_is_that_of_slabs():
+    """Three copies of the stream at most (its parts, joined, sealed): one int64 for each pattern would be 64 MiB."""
+    symbols = gaussian(2**23)
+    peaks = []
+    for work in (lambda: BF16.encode(symbols), lambda: BF16.decode(stream)):
+        tracemalloc.start()
+        found = work()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        stream = found
+    assert same(found, symbols)
+    assert peaks[0] < 3 * 11 * 2**20 + 8 * 2**20 and peaks[1] < found.nbytes + 24 * 2**20
 
 
 def test_adversarial_exponents_stay_within_the_limit():
