@@ -9,7 +9,7 @@ weights fill their mantissas almost evenly, but use a dozen or two of the expone
   every pattern there is.
 - A thread's place in the stream costs 16 bits for `chunk` symbols, 0.004 bits a weight at 4096. DFloat11 gives each
   thread 8 bytes of codes: 5 bits for the first code's offset in them and 32 for every block of threads, 5/64 of what
-  is coded, or 0.21 bits a weight, for a hundred times as many threads.
+  is coded, or 0.21 bits a weight, for over a hundred times as many threads.
 - `section` chunks share a table. One table for a tensor, or for all of a transformer block as DFloat11 has it, ignores
   that rows and layers differ in scale: for the reference model's matrices in one row it takes 0.013 bits a weight more
   than tables for 2^17 weights each, which themselves take 0.001.
@@ -82,7 +82,7 @@ class Exponents:
                 f"longest {self.longest}, chunk {self.chunk}: expected {self.exponent_bits} (the exponent's bits) to "
                 f"16 bits and a chunk of at most 2^16 bits in all"
             )
-        return None if self.section >= 1 else f"section {self.section}: expected at least one chunk"
+        return None if 1 <= self.section < 1 << 31 else f"section {self.section}: expected 1 to 2^31 - 1 chunks"
 
     def encode(self, symbols: np.ndarray) -> bytes:
         """The stream of bit patterns `symbols` (n,), any integer type. Raises `ValueError` for what is none."""

@@ -95,15 +95,19 @@ def test_a_single_exponent_takes_no_codes(n):
 def test_memory_beside_input_and_output_is_that_of_slabs():
     """Three copies of the stream at most (its parts, joined, sealed): one int64 for each pattern would be 64 MiB."""
     symbols = gaussian(2**23)
-    peaks = []
-    for work in (lambda: BF16.encode(symbols), lambda: BF16.decode(stream)):
-        tracemalloc.start()
-        found = work()
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        stream = found
+    stream, encoding = traced(lambda: BF16.encode(symbols))
+    found, decoding = traced(lambda: BF16.decode(stream))
     assert same(found, symbols)
-    assert peaks[0] < 3 * 11 * 2**20 + 8 * 2**20 and peaks[1] < found.nbytes + 24 * 2**20
+    assert encoding < 3 * len(stream) + 8 * 2**20 and decoding < found.nbytes + 24 * 2**20
+
+
+def traced(work):
+    """What `work` gives, and the most bytes allocated meanwhile."""
+    tracemalloc.start()
+    found = work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return found, peak
 
 
 def test_adversarial_exponents_stay_within_the_limit():
