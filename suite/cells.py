@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from suite.coding import Coding
 from suite.methods import METHODS, Method
 from suite.recipe import Recipe, Target, with_activations
 
@@ -68,11 +69,12 @@ def picks(
     *,
     group: int | None = None,
     activation_bits: int | None = None,
+    coding: Coding | None = None,
     strict: bool = True,
 ) -> list[Pick]:
     """Every method at every width, then the recipes; the same recipe once. Fixed formats are there once.
 
-    `group` -1 is a whole row, as is the field's custom. Raises `ValueError` for a group that a method does not take,
+    `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError` for a group that a method does not take,
     and for a width, unless not `strict`: then a method is there at those widths that it has, and only a width that
     no method at all has is an error.
     """
@@ -85,14 +87,18 @@ def picks(
         widths = wanted if strict else [width for width in wanted if width in method.bits]
         for width in method.bits if method.fixed else widths:
             recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
-            if activation_bits is not None:
-                recipe = with_activations(recipe, activation_bits)
+            recipe = _as_asked(recipe, activation_bits, coding)
             found.setdefault(recipe, Pick(method=method.name, bits=width, recipe=recipe))
     for recipe in recipes:
-        if activation_bits is not None:
-            recipe = with_activations(recipe, activation_bits)
+        recipe = _as_asked(recipe, activation_bits, coding)
         found.setdefault(recipe, Pick(method=name_of(recipe), bits=_width(recipe.weights), recipe=recipe))
     return list(found.values())
+
+
+def _as_asked(recipe: Recipe, activation_bits: int | None, coding: Coding | None) -> Recipe:
+    if activation_bits is not None:
+        recipe = with_activations(recipe, activation_bits)
+    return recipe if coding is None else replace(recipe, coding=coding)
 
 
 def name_of(recipe: Recipe) -> str:

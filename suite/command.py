@@ -84,6 +84,11 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--bits", callback=_numbers, help="Widths, separated by commas; the tier's by default.")
 @click.option("--group", type=int, help="Weights that share a scale; -1 is a whole row. The method's by default.")
 @click.option("--activation-bits", type=click.IntRange(1, 8), help="Quantize the linear layers' inputs per token too.")
+@click.option(
+    "--coding",
+    type=click.Choice(["fixed", "huffman", "ans"]),
+    help="How codes are stored; the method's way by default.",
+)
 @click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
 @click.option("--evaluation", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
@@ -112,7 +117,7 @@ def run(dry_run: bool, **options: Any) -> int:
 
     MODEL is a directory in Hugging Face format, a hub id, `reference`, or `reference+outliers`; or a directory that
     --save wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
-    --activation-bits, --save and --export do not apply.
+    --activation-bits, --coding, --save and --export do not apply.
     """
     _check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -17,6 +17,7 @@ import torch
 from suite.bench import Bench, PackedBench, Setting, forget, open_bench, open_packed
 from suite.calibration import Calibration, last_hidden
 from suite.cells import TIERS, Pick, TierName, picks
+from suite.coding import Ans, Coding, Fixed, Huffman
 from suite.environment import code_version, environment_key
 from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
@@ -131,6 +132,7 @@ def run(
     bits: Sequence[float] | None = None,
     group: int | None = None,
     activation_bits: int | None = None,
+    coding: str | None = None,
     calibration: str | None = None,
     evaluation: str | None = None,
     length: int | None = None,
@@ -148,7 +150,8 @@ def run(
 ) -> list[Record]:
     """Run every cell that has no finished record yet, and return the records of all.
 
-    Without `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model`
+    `coding`, "fixed", "huffman" or "ans", is how
+    the codes of every cell are stored, whatever its recipe says. Without `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model`
     is one cell, measured as it is. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError`
     in one line for bad input, before anything is written.
     """
@@ -159,7 +162,7 @@ def run(
     forget()  # files may have changed since an earlier run of this process
     if holds_packed(Path(model)):
         _refuse_quantizing(model, methods=methods, recipe=recipes, bits=bits, group=group,
-                           activation_bits=activation_bits, save=save, export=export)  # fmt: skip
+                           activation_bits=activation_bits, coding=coding, save=save, export=export)  # fmt: skip
         seeds: tuple[int, ...] = (open_packed(model).header.seed if seed is None else seed,)
         bench = open_bench(setting, seeds[0])
         assert isinstance(bench, PackedBench)
@@ -168,7 +171,8 @@ def run(
         named = [method_named(name) for name in methods] if methods is not None else ([] if recipes else list(METHODS))
         parsed = [parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
         strict = methods is not None and bits is not None  # otherwise each method at what it takes of the widths
-        chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits, strict=strict)
+        chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits,
+                       coding=None if coding is None else _coding(coding), strict=strict)  # fmt: skip
         seeds = limits.seeds if seed is None else (seed,)
         setting = replace(setting, alone=len(chosen) * len(seeds) == 1)
         check_places(save, export, model)
@@ -176,6 +180,13 @@ def run(
     if not on_plan(planned):
         return list(planned.done)
     return execute(planned, Path(store), jobs or os.cpu_count() or 1, on_done)
+
+
+def _coding(name: str) -> Coding:
+    known: dict[str, Coding] = {"fixed": Fixed(), "huffman": Huffman(), "ans": Ans()}
+    if name not in known:
+        raise ValueError(f"coding {name!r}: expected {', '.join(known)}")
+    return known[name]
 
 
 def _refuse_quantizing(model: str, **options: object) -> None:

@@ -62,8 +62,8 @@ def test_a_record_has_every_field_of_the_contract_and_figures_that_fit_together(
     assert record.ppl > 0 and record.ppl_base > 0 and record.ppl_se > 0 and math.isfinite(record.kl_se)
     assert record.hnmse < record.nmse  # error feedback lowers the one at the other's expense
     assert record.seconds > 0 and record.peak_mib > 10 and record.fallbacks == ()
-    unmeasured = (record.bpw_coded, record.bound, record.accuracy, record.cache_bytes, record.tokens_per_second)
-    assert unmeasured == (None,) * 5
+    unmeasured = (record.bound, record.accuracy, record.cache_bytes, record.tokens_per_second)
+    assert unmeasured == (None,) * 4
     with Store(tmp_path / "s.db", create=False) as store:
         assert store.records() == [record]
 
@@ -76,6 +76,8 @@ def test_bits_per_weight_are_the_layers_exact_bits_over_their_weights(run, tmp_p
     assert len(layers) == N_LAYERS
     assert record.bpw == sum(x.n_bits for x in layers) / sum(x.n_out * x.n_in for x in layers)
     assert record.bpw_entropy == sum(x.entropy_bits for x in layers) / sum(x.n_out * x.n_in for x in layers)
+    assert record.bpw_coded == sum(x.coded_bits for x in layers) / sum(x.n_out * x.n_in for x in layers)
+    assert all(x.entropy_bits < x.coded_bits for x in layers)
     assert [(s.layer, s.n_out, len(s.eigenvalues)) for s in spectra] == [(x.layer, x.n_out, x.n_in) for x in layers]
     for x in layers:  # first match wins: down projections of block 0 have 8 bits, the rest of block 0 two
         width = 8 if x.layer.endswith("down_proj") else 2 if ".0." in x.layer else 4

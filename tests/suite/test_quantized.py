@@ -1,10 +1,12 @@
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from suite.coding import Ans, Fixed, Huffman
 from suite.grids import Integer, OutputSearch, ShrinkSearch
 from suite.grids.integer import CONVENTIONS
 from suite.methods import METHODS, method_named
@@ -196,6 +198,38 @@ def test_entropy_is_counted_over_the_codes():
     counts = torch.tensor([3.0, 1.0, 1.0, 3.0]) / 8
     assert q.entropy_bits == pytest.approx(16 + 2 - 8 * float((counts * counts.log2()).sum()), rel=1e-6)
     assert q.entropy_bits <= q.n_bits
+
+
+@pytest.mark.parametrize("coding", [Huffman(), Huffman(chunk=16), Ans()], ids=str)
+@pytest.mark.parametrize("recipe", [*RECIPES[:7], *(r for r in RECIPES[-3:])], ids=str)
+def test_any_coding_stores_what_any_recipe_makes(recipe, coding):
+    W, X = data((64, 172))
+    fixed = quantize_matrix(W, recipe=recipe, X=X)
+    q = holds_the_contract(W, X, lambda W, X: quantize_matrix(W, recipe=replace(recipe, coding=coding), X=X))
+    assert q.coding == coding and same(q.dequantize(), fixed.dequantize())
+    assert q.entropy_bits == fixed.entropy_bits < q.n_bits == q.coded_bits
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_codes_at_fixed_width_say_what_ans_would_make_of_them(method):
+    W, X = data((64, 256))
+    q = quantize_matrix(W, method=method.name, bits=None if method.fixed else 4, X=X)
+    table = 8 * 2 * 2**8 + 8 * 40  # at most a byte for each of two alphabets of 2^8 codes, and two frames
+    assert q.entropy_bits <= q.coded_bits <= 1.01 * q.entropy_bits + table or q.grid.n_codes > 256
+    if not isinstance(q.coding, Fixed):
+        assert q.n_bits == q.coded_bits
+
+
+def test_a_damaged_stream_is_an_error_wherever_it_is_damaged():
+    W, _ = data((5, 7))
+    q = quantize_matrix(W, recipe=replace(RECIPES[0], coding=Ans()))
+    payload, header = q.to_bytes(), q.header()
+    for at in range(len(payload) - header["streams"][0], len(payload)):
+        with pytest.raises(ValueError, match="damaged"):
+            Quantized.from_bytes(payload[:at] + bytes([payload[at] ^ 4]) + payload[at + 1 :], header)
+    for size in range(len(payload)):
+        with pytest.raises(ValueError, match=r"payload has|damaged"):
+            Quantized.from_bytes(payload[:size], header)
 
 
 @pytest.mark.parametrize(
