@@ -10,7 +10,8 @@ of them. On the reference model one code would save at most 218 bytes of tables 
 0.006 bits a weight), and lose 0.048 and 0.079 bits a weight, since its matrices differ.
 
 A third of a 4-bit code, as the paper has it, is left where outliers stretch the range until most weights share two or
-three levels. At the same error, groups of 128 are the fairer comparison.
+three levels; the error grows with the range, so that rates of one nominal width say little. On the reference model 4
+bits become 2.65 with an nmse of 0.043; groups of 128 at 3 bits store 3.15 (2.74 entropy coded) with 0.047.
 """
 
 from suite.coding import Huffman
