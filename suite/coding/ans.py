@@ -30,6 +30,7 @@ import numpy as np
 from suite.coding.frame import SLAB, Alphabet, Reader, seal, tally, unseal, varint
 
 _PRECISION = 24  # bits of constriction's frequencies
+_CALL = 1 << 18  # symbols for each call of the library's encoder
 _MOST = 8 * _PRECISION  # in eighths of a bit: rarer symbols have the least frequency there is
 # floor(2^(36 - k/8)) for k = 0 .. 7, by integer square roots, which are the same everywhere
 _POWERS = np.array([isqrt(isqrt(isqrt(1 << (288 - k)))) for k in range(8)], dtype=np.int64)
@@ -49,7 +50,8 @@ class Ans:
             return seal(self.name, head)
         eighths = costs(counts)
         coder, model = constriction.stream.stack.AnsCoder(), _model(frequencies(eighths))
-        for slab in alphabet.slabs(symbols, np.int32, backward=True):  # a stack: what is pushed last comes out first
+        # a stack: what is pushed last comes out first
+        for _, slab in alphabet.slabs(symbols, np.int32, _CALL, backward=True):
             coder.encode_reverse(slab, model)
         words = coder.get_compressed().astype("<u4", copy=False)
         return seal(self.name, head, eighths.data, words.data)
@@ -115,7 +117,7 @@ def _decode(
     out = np.empty(n, dtype=np.int32)
     for start in range(0, n, SLAB):
         places = coder.decode(model, min(SLAB, n - start))
-        out[start : start + SLAB] = places if alphabet.is_its_places else alphabet.symbols.take(places)
+        alphabet.symbols_at(places, out[start : start + SLAB])
     if not coder.is_empty():
         raise reader.damaged(f"bits are left after its {n} symbols")
     return out

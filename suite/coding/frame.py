@@ -27,7 +27,7 @@ import numpy as np
 CODERS = ("huffman", "ans", "gzip", "zstd", "lzma", "exponents")  # the order is part of the format
 
 MOST_SYMBOLS = 1 << 15  # different ones: a place among them takes 15 bits, and tables stay small beside matrices
-SLAB = 1 << 18  # symbols expanded at a time: what is in work stays in the cache
+SLAB = 1 << 15  # symbols converted at a time: they stay in the cache
 
 _SPANS_COUNTED = 1 << 16  # ranges up to here are counted in a table whatever the number of symbols
 _SPANS_MAPPED = 1 << 24  # and up to here if the symbols are as many
@@ -140,25 +140,44 @@ class Alphabet:
         """The places in the alphabet, in `dtype`, of `symbols` (n,), all of them in it."""
         if self.is_its_places:
             return symbols.astype(dtype, copy=False)
-        return np.concatenate(list(self.slabs(symbols, dtype)))
+        found = np.empty(symbols.size, dtype=dtype)
+        for start, slab in self.slabs(symbols, dtype):
+            found[start : start + slab.size] = slab
+        return found
 
-    def slabs(self, symbols: np.ndarray, dtype: type[np.generic], backward: bool = False) -> Iterator[np.ndarray]:
-        """What `places` gives, some symbols at a time, the last ones first if `backward`."""
-        lowest = self.symbols[:1]
-        table = None
-        if not self.is_its_places and self.symbols.size < self.span <= _SPANS_MAPPED:
+    def slabs(
+        self, symbols: np.ndarray, dtype: type[np.generic], size: int = SLAB, backward: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """What `places` gives, `size` symbols at a time and where they start, the last ones first if `backward`.
+
+        A slab is good until the next one is asked for: they share their memory.
+        """
+        lowest = int(self.symbols[0])
+        mapped = self.symbols.size < self.span <= _SPANS_MAPPED
+        if mapped:
             table = np.zeros(self.span, dtype=dtype)
             table[self.symbols - lowest] = np.arange(self.symbols.size)
-        starts = range(0, symbols.size, SLAB)
+        buffer = np.empty(min(size, symbols.size), dtype=dtype)
+        starts = range(0, symbols.size, size)
         for start in reversed(starts) if backward else starts:
-            slab = symbols[start : start + SLAB]
-            if self.is_its_places:
-                yield slab.astype(dtype, copy=False)
+            slab = symbols[start : start + size]
+            out = buffer[: slab.size]
+            if mapped:
+                table.take(np.subtract(slab, lowest, dtype=np.int32, casting="unsafe"), out=out, mode="clip")
             elif self.span > _SPANS_MAPPED:
-                yield np.searchsorted(self.symbols, slab).astype(dtype)
+                out[:] = np.searchsorted(self.symbols, slab)
             else:
-                above = np.subtract(slab, lowest, dtype=np.int32, casting="unsafe")
-                yield above.astype(dtype, copy=False) if table is None else table.take(above)
+                np.copyto(out, slab, casting="unsafe")
+                if lowest:
+                    np.subtract(out, np.array(lowest).astype(dtype), out=out)  # modulo 2^bits, as the copy was
+            yield start, out
+
+    def symbols_at(self, places: np.ndarray, out: np.ndarray) -> None:
+        """Write the symbols at `places` (n,) to `out` (n,) int32."""
+        if self.span == self.symbols.size:
+            np.add(places, self.symbols[0], out=out)
+        else:
+            self.symbols.take(places, out=out, mode="clip")
 
     def to_bytes(self) -> bytes:
         """As the module's header says."""
@@ -250,7 +269,7 @@ def _count(symbols: np.ndarray, lowest: int, span: int) -> np.ndarray:
 def _count_pairs(symbols: np.ndarray, lowest: int) -> np.ndarray:
     """The counts of a range of bytes, int64 (256,): two neighbors are one uint16, which halves what is counted."""
     pairs, odd = np.zeros(1 << 16, dtype=np.int64), np.zeros(256, dtype=np.int64)
-    step = min(2 * SLAB, symbols.size)
+    step = min(16 * SLAB, symbols.size)  # the more, the rarer the sum over all pairs
     octets, keys = np.empty(step, dtype=np.uint8), np.empty(step // 2, dtype=np.intp)
     for start in range(0, symbols.size, step):
         slab = symbols[start : start + step]

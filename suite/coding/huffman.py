@@ -29,9 +29,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from suite.coding.frame import SLAB, Alphabet, seal, tally, unseal, varint
+from suite.coding.frame import Alphabet, seal, tally, unseal, varint
 
 LONGEST = 16  # bits of a code: two of them fit in a word, and a table of all beginnings in a cache
+_SLAB = 1 << 17  # symbols encoded at a time
 _LANES = 4096  # chunks decoded side by side: what a step touches stays in the cache, and its overhead is spread
 _STEPS = 128  # symbols of each of them before they are put in order
 
@@ -178,7 +179,7 @@ def write_bits(places: np.ndarray, lengths: np.ndarray, chunk: int) -> tuple[np.
     codes = canonical(lengths)
     words, sizes = [], []
     carry, offset = 0, 0  # the last word so far and how many bits of it are taken
-    step = max(1, SLAB // chunk) * chunk
+    step = max(1, _SLAB // chunk) * chunk
     for start in range(0, places.size, step):
         slab = places[start : start + step]
         taken = lengths.take(slab)
