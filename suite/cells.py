@@ -74,9 +74,9 @@ def picks(
 ) -> list[Pick]:
     """Every method at every width, then the recipes; the same recipe once. Fixed formats are there once.
 
-    `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError` for a group that a method does not take,
-    and for a width, unless not `strict`: then a method is there at those widths that it has, and only a width that
-    no method at all has is an error.
+    `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError`
+    for a group that a method does not take, and for a width, unless not `strict`: then a method is there at those
+    widths that it has, and only a width that no method at all has is an error.
     """
     options = {} if group is None else {"group": "row" if group == -1 else group}
     wanted = sorted(set(bits))

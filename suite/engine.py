@@ -150,10 +150,10 @@ def run(
 ) -> list[Record]:
     """Run every cell that has no finished record yet, and return the records of all.
 
-    `coding`, "fixed", "huffman" or "ans", is how
-    the codes of every cell are stored, whatever its recipe says. Without `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model`
-    is one cell, measured as it is. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError`
-    in one line for bad input, before anything is written.
+    `coding`, "fixed", "huffman" or "ans", is how the codes of every cell are stored, whatever its recipe says. Without
+    `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model` is one
+    cell, measured as it is. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError` in one
+    line for bad input, before anything is written.
     """
     limits = TIERS[tier]
     setting = Setting(model=model, calibration=calibration, evaluation=evaluation, length=length, threads=threads,

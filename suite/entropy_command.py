@@ -20,7 +20,8 @@ _CODERS = ("fixed", "entropy", "huffman", "ans", "exponents", "zstd", "gzip", "l
 
 def _numbers(_: click.Context, __: click.Parameter, value: str) -> list[float]:
     try:
-        return [float(part) for part in value.split(",")]
+        numbers = [float(part) for part in value.split(",")]
+        return [int(number) if number.is_integer() else number for number in numbers]
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is not a list of numbers like 2,3,4") from error
 
