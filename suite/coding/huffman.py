@@ -245,7 +245,7 @@ def read_bits(
 
 
 def _table(lengths: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """For every beginning of `longest` bits the code it begins with, int64: length * 2^32 + symbol modulo 2^32, or 0."""
+    """For each number of `longest` bits the code it begins with: length * 2^32 + symbol modulo 2^32, int64, or 0."""
     canonical(lengths)  # refuses what is no code
     order, longest = _order(lengths), int(lengths.max(initial=0))
     own = lengths[order].astype(np.int64)
