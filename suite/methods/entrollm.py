@@ -1,9 +1,10 @@
 """EntroLLM: one scale for a whole matrix, and a Huffman code for what that leaves in few levels.
 
 Sanyal et al. 2025, EntroLLM: Entropy Encoded Weight Compression for Efficient Large Language Model Inference on Edge
-Devices, arXiv:2505.02380v4. Its "mixed" quantization, unsigned or asymmetric by tensor, is what asymmetric integers do
-here by themselves, since their range always takes in 0: weights of one sign get a zero point at the end of the range,
-which is unsigned quantization, and all others the range from the smallest to the largest.
+Devices, arXiv:2505.02380v4. Its "mixed" quantization, unsigned or asymmetric by tensor (the abstract; the rule itself
+could not be read), is taken to be what asymmetric integers do here by themselves, since their range always takes in 0:
+weights of one sign get a zero point at the end of the range, which is unsigned quantization, and all others the range
+from the smallest to the largest.
 
 Here every matrix has its own code, since models stream through memory block by block; the paper counts one over all
 of them. On the reference model one code would save at most 218 bytes of tables a matrix at 8 bits, 82 at 4 (0.016 and

@@ -133,7 +133,7 @@ def recipe_of_unknown_names(llama, folder):
 def newer_store(llama, folder):
     with Store(folder / "s.db") as store:
         store._connection.execute(f"pragma user_version = {VERSION + 1}")
-    return [llama, "--store", folder / "s.db"], f"s.db has store version {VERSION + 1}, this bitfrontier reads up to"
+    return [llama, "--store", folder / "s.db"], f"s.db has store version {VERSION + 1}, this bitfrontier reads version"
 
 
 def no_store(llama, folder):
