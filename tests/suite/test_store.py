@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from suite.store import VERSION, LayerRecord, Record, Spectrum, Store
+from suite.store import VERSION, CodedSize, Histogram, LayerRecord, Record, Spectrum, Store, WeightShape
 
 
 def record(cell="c0", **changed):
@@ -47,6 +47,24 @@ def test_a_put_replaces_the_record_of_its_cell_code_and_environment_and_no_other
         assert store.finished("c0", "0" * 16, "some env") == record(kl=0.5)
         assert store.layers(record()) == [layer("a", n_bits=9)]  # the layer that is gone is gone
         assert store.layers(record("c1")) == [layer("a"), layer("b")]
+
+
+def test_what_belongs_to_entropy_is_read_back_and_replaced_with_its_model_or_record(tmp_path):
+    histogram = Histogram(stream=1, levels=np.array([-1.5, 1 / 3]), counts=np.array([2**40, 1]))
+    texts = {f.name: f"some {f.name}" for f in fields(CodedSize)}
+    size = CodedSize(**texts | {"bits": 4.25, "n_weights": 2**40, "n_bits": 1 / 7, "beside_bits": 3, "nmse": 1 / 9})
+    shape = WeightShape(model="m", model_sha256="s", layer="a", n_weights=3, rms=1 / 3, counts=np.arange(1024))
+    with Store(tmp_path / "s.db") as store:
+        for n in (7, 1):
+            store.put(record(), [], [replace(histogram, counts=histogram.counts + n)])
+            store.put_sizes([replace(size, n_bits=n / 7), replace(size, coder="ans")], [shape])
+        (found,), (same,) = store.histograms(record()), store.weight_shapes()
+        assert (found.stream, found.levels.tolist()) == (1, [-1.5, 1 / 3])
+        assert found.counts.tolist() == [2**40 + 1, 2] and found.counts.dtype == np.int64
+        assert store.coded_sizes() == [replace(size, coder="ans"), size]
+        assert (same.layer, same.n_weights, same.rms) == ("a", 3, 1 / 3)
+        assert np.array_equal(same.counts, shape.counts)
+        assert store.histograms(record("other")) == []
 
 
 @pytest.mark.parametrize("status, finished", [("ok", True), ("skipped", True), ("failed", False)])
