@@ -1,4 +1,4 @@
-"""Asymmetric numeral systems: the bits that the model says, to a few thousandths of a percent (Duda 2009, 0902.0271).
+"""Asymmetric numeral systems: the bits that a model says, within 64 a stream (Duda 2009, 0902.0271).
 
 The coder is `constriction` (Bamler 2022, 2201.01741), 64 bits of state, 32-bit words and frequencies of 24 bits. The
 model is ours and is part of the stream, so that every machine has the same integers: a symbol of share p is stored as
@@ -70,8 +70,7 @@ class Ans:
         if eighths.max() > _MOST or len(rest) % 4:
             raise reader.damaged(f"costs of up to {eighths.max()} eighths of a bit, {len(rest)} bytes of 32-bit words")
         freqs = frequencies(eighths)
-        # a symbol takes at least -log2 q >= 1 - q bits: no short stream expands to more than it can say
-        if n * ((1 << _PRECISION) - int(freqs.max())) > (8 * len(rest) + 64) << _PRECISION:
+        if _is_too_long(n, 8 * len(rest), freqs):
             raise reader.damaged(f"{n} symbols do not fit in {len(rest)} bytes")
         return _decode(np.frombuffer(rest, dtype="<u4"), _model(freqs), alphabet, n, reader)
 
@@ -96,6 +95,17 @@ def frequencies(eighths: np.ndarray) -> np.ndarray:
     found = 1 + weights * ((1 << _PRECISION) - k.size) // int(weights.sum())
     found[np.argsort(k, kind="stable")[: (1 << _PRECISION) - int(found.sum())]] += 1
     return found
+
+
+def _is_too_long(n: int, bits: int, freqs: np.ndarray) -> bool:
+    """Whether no encoder's stream of `bits` holds n symbols: a few bytes must not expand to gigabytes.
+
+    With q the largest share, n (1 - q) is the number of all other symbols up to the rounding of shares: by 2^(1/8), and
+    by m / 2^24 for what may not be below 2^-24. Either these take a bit each or, if they are at place 0, which is free
+    at the end of a row where the state is 0, the most frequent ones take -log2 q > 1 - q each. 4 bits' room for 1, and
+    the state's 64, are more than that all.
+    """
+    return n * ((1 << _PRECISION) - int(freqs.max()) - freqs.size) > 4 * (bits + 64) << _PRECISION
 
 
 def _model(freqs: np.ndarray) -> constriction.stream.model.Categorical:

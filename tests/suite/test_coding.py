@@ -528,6 +528,34 @@ def test_what_the_eighths_cost():
     assert max(relative) <= math.log(2) / 2 / 64 * 1.05  # 0.54%
 
 
+@settings(max_examples=200)
+@given(counts=st.lists(st.integers(1, 200_000), min_size=2, max_size=4), order=st.randoms())
+def test_runs_are_decoded_though_a_state_of_zero_codes_the_lowest_symbol_for_nothing(counts, order):
+    places = list(range(len(counts)))
+    order.shuffle(places)
+    symbols = np.repeat(places, [counts[place] for place in places])
+    assert (Ans().decode(Ans().encode(symbols)) == symbols).all()
+
+
+def test_the_lowest_symbol_is_free_at_the_end():
+    stream = Ans().encode(np.repeat([1, 0], [48_000, 52_000]))
+    assert 8 * len(stream) == pytest.approx(48_000, abs=200)
+    assert (Ans().decode(stream) == np.repeat([1, 0], [48_000, 52_000])).all()
+
+
+@pytest.mark.parametrize("rows", [([0, 1], [1 << 20, 1]), ([1, 0], [1, 1 << 20]), ([0, 1, 0], [1 << 20, 5, 1 << 22])])
+def test_long_runs_take_few_bytes(rows):
+    symbols = np.repeat(*rows)
+    stream = Ans().encode(symbols)
+    assert len(stream) < 50 and (Ans().decode(stream) == symbols).all()
+
+
+def test_few_bytes_do_not_expand_to_gigabytes():
+    head = varint(2**31 - 1) + varint(2) + zigzag(0) + varint(1)  # two symbols of a bit each, and 64 bits
+    with pytest.raises(ValueError, match="2147483647 symbols do not fit in 8 bytes"):
+        Ans().decode(seal("ans", head + b"\x08\x08" + b"\x01" * 8))
+
+
 def bound(symbols):
     """Bits that an ANS stream may take: 1% above the entropy, 64, the table and the header."""
     counts = np.unique(symbols, return_counts=True)[1]
