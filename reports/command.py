@@ -2,10 +2,13 @@
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from reports.entropy import Entropy, read_entropy
+from reports.entropy_page import PAGE, Section, draw_entropy, render_entropy
 from reports.figures import csv_text, pdf, svg
 from reports.frontier import Study, studies
 from reports.page import Drawn, draw, render
@@ -19,32 +22,37 @@ from suite.store import Store
               help="The folder to write to, made if there is none.")  # fmt: skip
 @click.option("--figures", is_flag=True, help="Write every figure as SVG and PDF too, and the CSV behind it.")
 def report(store: Path, out: Path, figures: bool) -> None:
-    """Make a self-contained HTML page of the results in a store."""
-    check_folder(out, ["report.html"])
+    """Make self-contained HTML pages of the results in a store: report.html, and entropy.html if it has codes."""
+    check_folder(out, ["report.html", PAGE])
     if figures:
         check_folder(out / "figures")
-    drawn = draw(read(store))
-    made = {out / "report.html": render(drawn).encode()}
+    found, entropy = read(store)
+    drawn = draw(found)
+    sections = draw_entropy(entropy, drawn) if entropy.anything else []
+    made = {out / "report.html": render(drawn, entropy=bool(sections)).encode()} if drawn else {}
+    if sections:
+        made[out / PAGE] = render_entropy(sections, beside_report=bool(drawn)).encode()
     if figures:
-        made |= {out / "figures" / name: content for name, content in figure_files(drawn).items()}
+        made |= {out / "figures" / name: content for name, content in figure_files(drawn, sections).items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         click.echo(path)
 
 
-def read(path: Path) -> list[Study]:
-    """The studies of the store at `path`; `ValueError` if there is no store or nothing in it."""
+def read(path: Path) -> tuple[list[Study], Entropy]:
+    """The studies of the store at `path`, and what it says of entropy; `ValueError` if there is no store or nothing."""
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty, expected a store with records")
     with Store(path, create=False) as store:
         try:
             found = studies(store)
+            entropy = read_entropy(store, found)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not found:
+    if not found and not entropy.anything:
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found
+    return found, entropy
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:
@@ -59,10 +67,11 @@ def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:
             raise ValueError(f"cannot write the file {folder / name}: it is a folder")
 
 
-def figure_files(drawn: Drawn) -> dict[str, bytes]:
+def figure_files(drawn: Drawn, sections: Sequence[Section]) -> dict[str, bytes]:
     """Name and content of the files of all figures."""
     made: dict[str, bytes] = {}
-    for _, name, plots in drawn:
+    named = [(name, plots) for _, name, plots in drawn] + [(s.stem, s.plots) for s in sections]
+    for name, plots in named:
         for plot in plots:
             stem = f"{name}-{plot.key}"
             made[f"{stem}.svg"] = svg(plot, stem).encode()

@@ -9,6 +9,7 @@ matplotlib's own fonts.
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -22,9 +23,9 @@ from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
 # Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white
-_COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#767676")
-_SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
-_STYLE = {
+COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#767676")
+_SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
+STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
     "axes.grid": True,
@@ -79,25 +80,26 @@ def draw(field: str, drawn: list[Mark], curves: Sequence[Curve], rates: np.ndarr
     low, high = (min(shown), max(shown)) if shown else (0.1, 1.0)
     room = max(high / low, 1.02) ** 0.08
     bottom = low / room
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         legend_rows = -(-(len({m.point.method for m in drawn}) + len(curves) + 1) // _LEGEND_COLUMNS)
         figure = Figure(figsize=(6.6, 4.1 + 0.2 * legend_rows))
         FigureCanvasAgg(figure)  # measures the labels
         ax = figure.add_subplot()
-        _scale(ax, rates, bottom, high * room)
+        scale(ax, rates, bottom, high * room)
         ax.set(xlabel="true bits per weight, everything stored counted", ylabel=_LABELS[field])
-        _draw_marks(ax, drawn, field, bottom)
+        draw_marks(ax, drawn, field, bottom)
         if field in QUALITY:
-            _draw_front(ax, drawn, bottom)
+            draw_front(ax, drawn, bottom)
         for c in curves:
             ax.plot(rates, c.at(rates), color=INK, linewidth=1.2, linestyle=c.dashes, label=c.name, zorder=1)
         figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8.5)
         if field in QUALITY:
-            _label_front(ax, drawn, bottom)
+            label_front(ax, drawn, bottom)
         return figure
 
 
-def _scale(ax: Axes, rates: np.ndarray, bottom: float, top: float) -> None:
+def scale(ax: Axes, rates: np.ndarray, bottom: float, top: float) -> None:
+    """The axes: bits from the first to the last of `rates`, and a logarithm with plain numbers."""
     ax.set(yscale="log", xlim=(rates[0], rates[-1]), ylim=(bottom, top))
     if top / bottom < 3:  # less than a decade has no powers of ten to mark
         ax.yaxis.set_major_locator(AutoLocator())
@@ -120,15 +122,16 @@ def _number(y: float) -> str:
 def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Shape and color of every method, the same in every report: families by color, their members by shape.
 
-    Methods of no family come last, in alphabetical order, with what looks are left.
+    Methods of no family come last, in alphabetical order, with what looks are left, over again if they are too many.
     """
-    looks = {m: (_SHAPES[i], color) for family, color in zip(FAMILIES.values(), _COLORS, strict=False)
+    looks = {m: (_SHAPES[i], color) for family, color in zip(FAMILIES.values(), COLORS, strict=False)
              for i, m in enumerate(family)}  # fmt: skip
-    left = (look for color in reversed(_COLORS) for shape in _SHAPES if (look := (shape, color)) not in looks.values())
-    return looks | dict(zip(sorted(set(methods) - set(looks)), list(left), strict=False))
+    left = (look for color in reversed(COLORS) for shape in _SHAPES if (look := (shape, color)) not in looks.values())
+    return looks | dict(zip(sorted(set(methods) - set(looks)), cycle(list(left)), strict=False))
 
 
-def _draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float) -> None:
+def draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float, rate: str = "bpw") -> None:
+    """Every point with its error bar and its seeds, which lie at their `rate`, and a legend entry for each method."""
     looks = _looks(m.point.method for m in drawn)
     for m in drawn:
         shape, color = looks[m.point.method]
@@ -138,7 +141,7 @@ def _draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float) -> None:
             reach = [[min(m.error, m.value * 0.999)], [m.error]]  # a logarithm has no zero to reach
             ax.errorbar(m.bpw, y, reach, fmt="none", ecolor=color, elinewidth=1, capsize=2.5, alpha=alpha, zorder=2)
         if len(m.point.records) > 1:
-            seeds = m.point.values("bpw"), m.point.values(field)
+            seeds = m.point.values(rate), m.point.values(field)
             ax.plot(*seeds, "_", color=color, markersize=7, alpha=alpha, zorder=2)
         if field == "nmse" and np.isfinite(entropy := m.point.mean("bpw_entropy")):
             ax.plot([entropy, m.bpw], [y, y], "-", marker="|", markersize=5, color=color, linewidth=0.8, zorder=2)
@@ -155,15 +158,14 @@ def _matters(m: Mark, field: str) -> bool:
     return m.point.method in (DATA_FREE if field == "nmse" else FEEDBACK)
 
 
-def _draw_front(ax: Axes, drawn: list[Mark], bottom: float) -> None:
+def draw_front(ax: Axes, drawn: list[Mark], bottom: float, name: str = "Pareto front", color: str = GREY,
+               dashes: str | tuple = "-") -> None:  # fmt: skip
     """The front as a staircase: between two points, what the fewer bits reach is what can be had."""
-    steps = sorted((m.bpw, max(m.value, bottom)) for m in drawn if m.front)
-    ax.plot(
-        *zip(*steps, strict=True), color=GREY, linewidth=1, drawstyle="steps-post", zorder=1.5, label="Pareto front"
-    )
+    steps = np.array(sorted((m.bpw, max(m.value, bottom)) for m in drawn if m.front)).reshape(-1, 2)
+    ax.plot(*steps.T, color=color, linewidth=1, linestyle=dashes, drawstyle="steps-post", zorder=1.5, label=name)
 
 
-def _label_front(ax: Axes, drawn: list[Mark], bottom: float) -> None:
+def label_front(ax: Axes, drawn: list[Mark], bottom: float) -> None:
     """Names below and left of the points on the front, where no other point can be; none over another."""
     texts = []
     for m in sorted((m for m in drawn if m.front), key=lambda m: m.bpw):
@@ -189,6 +191,7 @@ def label(m: Mark) -> str:
 def save(figure: Figure, kind: str, metadata: dict, **options: float) -> bytes:
     """The bytes of a figure in one of matplotlib's formats."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    # saving takes a figure's layout away and puts the default back where there was none
+    with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
         figure.savefig(buffer, format=kind, metadata=metadata, **options)
     return buffer.getvalue()

@@ -218,9 +218,8 @@ def csv_text(plot: Plot) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(plot.header)
     writer.writerows(plot.rows)
-    bpw, value = plot.header.index("bpw"), plot.header.index(plot.key)
     for name, x, y in plot.curves:
         line = [""] * len(plot.header)
-        line[0], line[bpw], line[value] = name, x, y
+        line[0], line[plot.header.index("bpw")], line[plot.header.index(plot.key)] = name, x, y
         writer.writerow(line)
     return buffer.getvalue()

@@ -24,8 +24,8 @@ def draw(studies: list[Study]) -> Drawn:
     return drawn
 
 
-def render(drawn: Drawn) -> str:
-    """The HTML of the page, the same bytes for the same studies."""
+def render(drawn: Drawn, *, entropy: bool = False) -> str:
+    """The HTML of the page, the same bytes for the same studies; with a link to the entropy page if there is one."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(number=number, plus_minus=plus_minus)
     template = environment.from_string(files("reports").joinpath("page.html").read_text(encoding="utf8"))
@@ -33,13 +33,14 @@ def render(drawn: Drawn) -> str:
     shown = [r for study in studies for r in (*study.measured, *study.unmeasured, *study.superseded)]
     return template.render(
         limit=KL_LIMIT_NATS,
+        entropy=entropy,
         commands={command: i for i, command in enumerate(dict.fromkeys(r.command for r in shown), 1)},
         origins={origin: i for i, origin in enumerate(dict.fromkeys((r.code, r.env) for r in shown), 1)},
         studies=[
             {
                 "study": study,
                 "name": name,
-                "heading": _heading(study, studies),
+                "heading": heading(study, studies),
                 "verdict": verdict(study),
                 "figures": [(p, Markup(inline_svg(p, f"{name}-{p.key}"))) for p in figures],
                 "fallen": [r for r in study.measured if r.fallbacks],
@@ -49,7 +50,7 @@ def render(drawn: Drawn) -> str:
     )
 
 
-def _heading(study: Study, studies: list[Study]) -> str:
+def heading(study: Study, studies: list[Study]) -> str:
     """The model's name, and what else tells it from its namesakes."""
     namesakes = [s for s in studies if s.model == study.model]
     text = study.model

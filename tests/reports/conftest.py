@@ -1,7 +1,12 @@
 import pytest
-from synthetic import fill, records
+from synthetic import fill, fill_entropy, records
 
 
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory):
     return fill(tmp_path_factory.mktemp("store") / "results.db", records())
+
+
+@pytest.fixture(scope="session")
+def entropy_path(tmp_path_factory):
+    return fill_entropy(tmp_path_factory.mktemp("store") / "entropy.db", records())

@@ -1,9 +1,9 @@
-"""Records, spectra and stores made up for the tests of the reports."""
+"""Records, spectra, histograms, coded sizes and stores made up for the tests of the reports."""
 
 import numpy as np
 
 from reports.frontier import Point, Study
-from suite.store import Record, Spectrum, Store
+from suite.store import CodedSize, Histogram, Record, Spectrum, Store, WeightShape
 
 LOSS = {"rtn": 1.0, "hqq": 0.7, "awq": 0.55, "gptq": 0.35, "gptq-stochastic": 0.6}
 SPECIAL = 'group of 48 < 64 & "short" <b>bold</b>'
@@ -28,9 +28,9 @@ def measured(model, method, bits, seed=0, scale=1.0, **changes):
     values = dict(
         cell=f"{model}/{method}/{bits}/{seed}", model=model, model_sha256=f"{hash_of(model)}", method=method,
         data_sha256=f"data-{seed}", seed=seed, recipe=f"{method.capitalize()}(bits={bits}, group=64, zero_point=True)",
-        bits=bits, bpw=bits + (0.25 if method != "hqq" else 0.5), bpw_entropy=bits - 0.12, kl=kl, kl_se=kl / 12,
-        kl_p99=9 * kl, ppl=7.5 * np.exp(0.8 * kl), ppl_se=0.4 * kl, top1=np.exp(-kl), top1_se=0.004, nmse=nmse,
-        hnmse=1.6 * LOSS[method] * 4.0**-bits * noise,
+        bits=bits, bpw=bits + (0.25 if method != "hqq" else 0.5), bpw_entropy=bits - 0.12, bpw_coded=bits - 0.1,
+        kl=kl, kl_se=kl / 12, kl_p99=9 * kl, ppl=7.5 * np.exp(0.8 * kl), ppl_se=0.4 * kl,
+        top1=np.exp(-kl), top1_se=0.004, nmse=nmse, hnmse=1.6 * LOSS[method] * 4.0**-bits * noise,
         command=f"bitfrontier run {model} --methods {method} --seed {seed}",
     )  # fmt: skip
     return record(**{**values, **changes})
@@ -67,6 +67,97 @@ def records():
         measured("tiny", "rtn", 3, code="0.9+old", started="2025-01-01T00:00:00Z", kl=0.777),
     ]
     return found
+
+
+STAGES = {"tiny/initial": "Gaussian", "tiny/half": "both", "tiny": "Laplace"}
+LAYERS = [f"model.layers.{i}.{kind}" for i in (0, 1, 10) for kind in ("mlp.up_proj", "self_attn.q_proj")]
+GROUPS = ("32", "256", "row", "tensor")
+
+
+def weights(stage, layer, n=4096):
+    """Samples of unit mean square, Gaussian at first, then Laplacian."""
+    rng = np.random.default_rng([*stage.encode(), *layer.encode()])
+    normal, laplace = rng.normal(size=n), rng.laplace(size=n)
+    w = {"Gaussian": normal, "Laplace": laplace, "both": np.where(rng.random(n) < 0.5, normal, laplace)}[STAGES[stage]]
+    return w / np.sqrt((w**2).mean())
+
+
+def entropy_of(codes):
+    p = np.unique(codes, return_counts=True)[1] / len(codes)
+    return float(-p @ np.log2(p))
+
+
+def coded_size(**changes):
+    """What a layer takes in one format under one coder; whatever a test needs otherwise goes in `changes`."""
+    values = dict(
+        model="tiny", model_sha256=hash_of("tiny"), layer=LAYERS[0], format="rtn", recipe="Rtn(bits=4)", bits=4.0,
+        group="32", coder="fixed", n_weights=4096, n_bits=4.5 * 4096, beside_bits=2048, nmse=0.01, code="1.0+abc",
+        env="cpu", command="bitfrontier entropy tiny", started="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    return CodedSize(**{**values, **changes})
+
+
+def coded_sizes():
+    """Three stages, six layers: FP32, BF16, FP8, integers of three widths, one of them in every group."""
+    found = []
+    for stage in STAGES:
+        for layer in LAYERS:
+            x = weights(stage, layer)
+            one = dict(model=stage, model_sha256=hash_of(stage), layer=layer, command=f"bitfrontier entropy {stage}")
+            for kind, bits, parts in (("fp32", 32, (2.6, 22.8, 1.0)), ("bf16", 16, (2.6, 6.97, 1.0)),
+                                      ("fp8", 8, (2.5, 2.9, 1.0))):  # fmt: skip
+                jitter = entropy_of(np.floor(np.log2(np.abs(x) + 1e-9))) - 2.6
+                left = {"fixed": bits, "entropy": sum(parts) + jitter, "huffman": sum(parts) + jitter + 0.05,
+                        "ans": sum(parts) + jitter + 0.01, "exponents": sum(parts) + jitter + 0.15,
+                        "zstd": 0.9 * bits, "gzip": 0.92 * bits, "lzma": 0.87 * bits,
+                        "sign": parts[2], "exponent": parts[0] + jitter, "mantissa": parts[1]}  # fmt: skip
+                plain, nmse = bits > 8, {32: 0.0, 16: 2.7e-6, 8: 6e-4}[bits]
+                found += [coded_size(**one, format=kind, bits=float(bits), recipe="" if plain else "Fp8()", nmse=nmse,
+                                     group="" if plain else "row", beside_bits=0, coder=coder, n_bits=4096 * b)
+                          for coder, b in left.items()]  # fmt: skip
+            found += [size for bits in (3, 4, 8) for group in (GROUPS if bits == 4 else ("32",))
+                      for size in _integers(x, bits, group, one)]  # fmt: skip
+    return found
+
+
+def _integers(x, bits, group, one):
+    """Rounding to nearest with a scale for each group, coded by formula."""
+    groups = x.reshape(-1, {"32": 32, "256": 256, "row": 1024, "tensor": 4096}[group])
+    step = np.abs(groups).max(1, keepdims=True) / (2 ** (bits - 1) - 0.5)
+    codes = np.clip(np.rint(groups / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    entropy, beside = entropy_of(codes.ravel()), 16 * len(groups)
+    left = {"fixed": bits, "entropy": entropy, "huffman": entropy + 0.03, "ans": entropy + 0.003}
+    if group == "32":
+        left |= {"zstd": entropy * 1.06 + 0.1, "gzip": entropy * 1.08 + 0.1, "lzma": entropy * 1.1 + 0.1}
+    nmse = float(((groups - codes * step) ** 2).mean() / (x**2).mean())
+    return [coded_size(**one, recipe=f"Rtn(bits={bits}, group={group})", bits=float(bits), group=group, coder=coder,
+                       beside_bits=beside, n_bits=4096 * b + beside, nmse=nmse)
+            for coder, b in left.items()]  # fmt: skip
+
+
+def weight_shapes():
+    edges = np.linspace(-16, 16, 1025)
+    return [WeightShape(model=stage, model_sha256=hash_of(stage), layer=layer, n_weights=4096, rms=0.02,
+                        counts=np.histogram(weights(stage, layer), edges)[0])
+            for stage in STAGES for layer in LAYERS]  # fmt: skip
+
+
+def histograms(r):
+    """Codes of a Gaussian on integers of the record's width; two alphabets for hqq."""
+    levels = np.arange(-(2.0 ** (r.bits - 1)), 2.0 ** (r.bits - 1))
+    counts = np.rint(1e6 * np.exp(-((levels / levels[0]) ** 2) * 4)).astype(np.int64)
+    return [Histogram(stream=i, levels=levels, counts=counts) for i in range(2 if r.method == "hqq" else 1)]
+
+
+def fill_entropy(path, found):
+    """A store of records with histograms, coded sizes and the shapes of weights."""
+    fill(path, found)
+    with Store(path) as store:
+        for r in found:
+            if r.status == "ok" and r.bits and r.bits <= 8:
+                store.put(r, histograms=histograms(r))
+        store.put_sizes(coded_sizes(), weight_shapes())
+    return path
 
 
 def fill(path, found):

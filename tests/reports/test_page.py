@@ -38,7 +38,7 @@ class Checker(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(store_path):
-    return render(draw(read(store_path)))
+    return render(draw(read(store_path)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_verdict_comes_first(html):
 
 def test_a_store_of_skips_has_a_page_without_figures(tmp_path):
     skipped = record(status="skipped", reason=None, kl=None, ppl=None, nmse=None, hnmse=None, bpw=None, ppl_base=None)
-    html = render(draw(read(fill(tmp_path / "s.db", [skipped]))))
+    html = render(draw(read(fill(tmp_path / "s.db", [skipped]))[0]))
     assert "There is nothing to draw" in html and "no reason recorded" in html and "<svg" not in html
 
 
@@ -118,6 +118,6 @@ def test_namesakes_get_names_of_their_own(tmp_path):
         measured("a-b", "rtn", 3, cell="3", model_sha256="2" * 64),
         measured("…", "rtn", 3, cell="4", model_sha256="2" * 64),
     ]
-    drawn = draw(read(fill(tmp_path / "s.db", found)))
+    drawn = draw(read(fill(tmp_path / "s.db", found))[0])
     assert [name for _, name, _ in drawn] == ["a-b", "a-b-2", "a-b-3", "model"]
     assert "a/b 11111111" in render(drawn)

@@ -1,0 +1,83 @@
+"""The entropy page: where the bits of weights and codes are, in one HTML file that needs nothing but itself."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from reports.entropy import GAIN_BITS, Entropy, coding_verdict, gain_verdict, swept
+from reports.entropy_figures import ORIGIN, model_plots, study_plots
+from reports.figures import Plot, inline_svg
+from reports.frontier import Study
+from reports.page import Drawn, heading
+
+PAGE = "entropy.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Figures under one heading; `verdicts` has the sentences above a figure, by its key."""
+
+    name: str
+    heading: str
+    note: str
+    plots: tuple[Plot, ...]
+    verdicts: dict[str, tuple[str, ...]]
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files and identifiers begin with."""
+        return f"entropy-{self.name}" if self.name else "entropy"
+
+
+def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
+    """The page's sections: all models of the entropy rows side by side, then the records of one study after another."""
+    sections = []
+    if plots := model_plots(found):
+        gains = swept(found.totals)
+        verdicts = tuple(f"{m.label}: {gain_verdict([t for t in gains if t.model == m])}"
+                         for m in found.models if any(t.model == m and t.bits == GAIN_BITS for t in gains))  # fmt: skip
+        note = "All linear layers of the decoder blocks together: " + "; ".join(
+            f"{m.label} is {m.name}, model hash {m.sha256[:16]}" for m in found.models
+        )
+        sections.append(Section(name="", heading="Weights and grids", note=f"{note}.", plots=tuple(plots),
+                                verdicts={"gain": verdicts}))  # fmt: skip
+    names = {id(study): name for study, name, _ in drawn}
+    for study, shown in found.studies:
+        if plots := study_plots(study, shown):
+            sections.append(_of_study(study, names[id(study)], plots, [s for s, _ in found.studies]))
+    return sections
+
+
+def _of_study(study: Study, name: str, plots: list[Plot], studies: list[Study]) -> Section:
+    note = f"Model hash {study.model_sha256[:16]}. The newest records of every recipe, averaged over seeds."
+    title = heading(study, studies)
+    return Section(name=name, heading=f"Records of {title}", note=note, plots=tuple(plots),
+                   verdicts={"coded": (f"{title}: {coding_verdict(study)}",)})  # fmt: skip
+
+
+def render_entropy(sections: list[Section], *, beside_report: bool) -> str:
+    """The HTML of the page, the same bytes for the same sections; with a link to the report if there is one."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(_text("entropy.html"))
+    rows = [row for section in sections for plot in section.plots for row in plot.rows]
+    commands = {command: i for i, command in enumerate(dict.fromkeys(row[-1] for row in rows), 1)}
+    origins = {origin: i for i, origin in enumerate(dict.fromkeys(row[-3:-1] for row in rows), 1)}
+    return template.render(
+        style=Markup(style(_text("page.html"))),
+        commands=commands,
+        origins=origins,
+        n_origin=len(ORIGIN),
+        beside_report=beside_report,
+        sections=[(s, [(p, Markup(inline_svg(p, f"{s.stem}-{p.key}"))) for p in s.plots]) for s in sections],
+    )
+
+
+def style(page: str) -> str:
+    """The style sheet of the report's page: both pages look the same."""
+    return page[page.index("<style>") + len("<style>") : page.index("</style>")]
+
+
+def _text(name: str) -> str:
+    return files("reports").joinpath(name).read_text(encoding="utf8")

@@ -1,0 +1,183 @@
+import csv
+import io
+import re
+from html import escape
+
+import numpy as np
+import pytest
+from synthetic import coded_size, coded_sizes, fill_entropy, measured, record, records, weight_shapes
+from test_page import Checker
+
+from reports.command import read
+from reports.entropy_figures import ORIGIN
+from reports.entropy_page import draw_entropy, render_entropy
+from reports.figures import csv_text, png, svg
+from reports.page import draw, render
+from suite.store import Histogram, Store
+
+
+@pytest.fixture(scope="module")
+def sections(entropy_path):
+    found, entropy = read(entropy_path)
+    return draw_entropy(entropy, draw(found))
+
+
+@pytest.fixture(scope="module")
+def html(sections):
+    return render_entropy(sections, beside_report=True)
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def plot_of(sections, stem, key):
+    return next(p for s in sections for p in s.plots if (s.stem, p.key) == (stem, key))
+
+
+def test_every_question_has_its_figure(sections):
+    assert [(s.stem, [p.key for p in s.plots]) for s in sections] == [
+        ("entropy", ["coders", "gain", "gap", "efficiency", "parts"]),
+        ("entropy-org-larger-1b", ["coded", "histograms"]),
+        ("entropy-tiny", ["coded", "histograms"]),
+    ]
+
+
+def test_ids_are_unique_and_all_references_resolve(page):
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    for _, attrs in page.tags:
+        for name in attrs.get("aria-labelledby", "").split():
+            assert name in ids
+        if "href" in attrs and attrs["href"] != "report.html":
+            assert attrs["href"].startswith("#") and attrs["href"][1:] in ids
+        for value in attrs.values():
+            assert all(name in ids for name in re.findall(r"url\(#(.*?)\)", value or ""))
+
+
+def test_nothing_comes_from_outside_and_nothing_runs(html, page):
+    assert not re.search(r"https?:|src=|@import|<script|<link", html)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+def test_a_screen_reader_finds_its_way(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
+    assert len(page.svgs) == 9 and all(children[:2] == ["title", "desc"] for children in page.svgs)
+    assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.svgs)
+    assert len(page.all("table")) == len(page.all("caption"))
+
+
+def test_every_row_names_its_record_or_model_and_its_command(sections, html):
+    cells = {f"cell {r.cell[:12]}" for r in records()}
+    for plot in (p for s in sections for p in s.plots):
+        assert plot.header[-len(ORIGIN) :] == ORIGIN and plot.rows and plot.caption and plot.description
+        for row in plot.rows:
+            assert len(row) == len(plot.header)
+            source, code, env, command = row[-len(ORIGIN) :]
+            assert set(source.split(" + ")) <= cells or re.fullmatch("model [0-9a-f]{12}", source)
+            assert code == "1.0+abc" and env == "cpu" and command.startswith("bitfrontier ")
+            assert all(f"<code>{escape(c)}</code>" in html for c in [command])
+        assert csv_text(plot).count("\n") == 1 + len(plot.rows)
+
+
+def test_rows_are_what_the_store_holds(sections):
+    rows = list(csv.DictReader(io.StringIO(csv_text(plot_of(sections, "entropy", "gain")))))
+    sizes = [s for s in coded_sizes() if s.model == "tiny/half" and s.bits == 4 and s.group == "row"]
+    total = {c: sum(s.n_bits for s in sizes if s.coder == c) for c in ("fixed", "ans")}
+    (row,) = [r for r in rows if r["model"] == "half" and r["group"] == "row"]
+    assert float(row["gain"]) == pytest.approx(total["fixed"] / total["ans"], abs=1e-4)
+    assert int(row["weights"]) == 6 * 4096 and float(row["stored bpw"]) == pytest.approx(
+        total["fixed"] / (6 * 4096), abs=1e-4
+    )
+
+
+def test_gaps_are_bits_less_limits(sections):
+    rows = list(csv.DictReader(io.StringIO(csv_text(plot_of(sections, "entropy", "gap")))))
+    assert {r["format"] for r in rows} == {"fp8", "rtn"}
+    for r in rows:
+        assert float(r["R(D), Gaussian"]) == pytest.approx(-np.log2(float(r["nmse"])) / 2, abs=1e-3)
+        for source in ("Gaussian", "Laplace", "variance mixture"):
+            limit = float(r[f"R(D), {source}"])
+            assert float(r[f"stored above {source}"]) == pytest.approx(float(r["stored bpw"]) - limit, abs=2e-4)
+            assert float(r[f"coded above {source}"]) == pytest.approx(float(r["ANS bpw"]) - limit, abs=2e-4)
+            assert limit <= float(r["R(D), Gaussian"]) + 1e-3
+        assert float(r["R(D), variances known"]) <= float(r["R(D), variance mixture"]) + 1e-3
+
+
+def test_histograms_have_all_their_counts(sections):
+    plot = plot_of(sections, "entropy-tiny", "histograms")
+    by_name = {(r[0], r[2], r[4]): r for r in plot.rows}
+    counts = by_name["rtn", "3", "0"][plot.header.index("count of each level")].split(", ")
+    assert len(counts) == 8 and counts[4] == "0: 1000000"
+    assert "rtn 3: " in plot.description
+
+
+def test_verdicts_stand_at_the_top_and_above_their_figures(html):
+    (sentence,) = set(re.findall(r"initial: coding 4-bit codes gains from [^<]*", html))
+    assert html.count(sentence) == 2 and html.index(sentence) < html.index("<h2")
+    assert html.index('id="entropy-gain"') < html.rindex(sentence) < html.index('aria-labelledby="entropy-gain"')
+
+
+def test_the_pages_name_each_other(entropy_path, html):
+    report = render(draw(read(entropy_path)[0]), entropy=True)
+    assert 'href="entropy.html"' in report and 'href="report.html"' in html
+    assert "report.html" not in render_entropy([], beside_report=False)
+
+
+def test_a_store_of_sizes_alone_has_an_entropy_page(tmp_path):
+    with Store(tmp_path / "s.db") as store:
+        store.put_sizes(coded_sizes()[:40], weight_shapes()[:1])
+    found, entropy = read(tmp_path / "s.db")
+    assert found == [] and [s.stem for s in draw_entropy(entropy, [])] == ["entropy"]
+
+
+def drawn_of(path, sizes=(), shapes=(), histograms=(), **changes):
+    with Store(path) as store:
+        store.put(record(**changes), histograms=histograms)
+        store.put_sizes(sizes, shapes)
+    found, entropy = read(path)
+    return draw_entropy(entropy, draw(found)) if entropy.anything else []
+
+
+ODD = {
+    "one level": dict(histograms=[Histogram(stream=0, levels=np.zeros(1), counts=np.ones(1, dtype=np.int64))]),
+    "no codes": dict(histograms=[Histogram(stream=0, levels=np.zeros(1), counts=np.zeros(1, dtype=np.int64))]),
+    "many levels": dict(
+        histograms=[Histogram(stream=3, levels=np.arange(4096.0), counts=np.arange(4096, dtype=np.int64))]
+    ),
+    "no limit": dict(sizes=[coded_size(coder=c) for c in ("fixed", "entropy", "ans")]),
+    "no entropy": dict(sizes=[coded_size()]),
+    "no coder": dict(sizes=[coded_size(coder=c) for c in ("fixed", "entropy")], shapes=weight_shapes()[:1]),
+    "exact": dict(
+        sizes=[coded_size(coder=c, nmse=0.0) for c in ("fixed", "entropy", "ans")], shapes=weight_shapes()[:1]
+    ),
+    "all zero": dict(sizes=[coded_size(coder=c, n_bits=2048.0) for c in ("fixed", "entropy", "huffman")]),
+    "parts alone": dict(sizes=[coded_size(format="bf16", coder="sign", layer="head")]),
+    "coded without KL": dict(
+        kl=None, bpw_coded=3.0, histograms=[Histogram(stream=0, levels=np.arange(2.0), counts=np.array([1, 2]))]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_do_not_break_figures(name, tmp_path):
+    sections = drawn_of(tmp_path / "s.db", **ODD[name])
+    for plot in (p for s in sections for p in s.plots):
+        assert svg(plot, "x").startswith("<?xml") and png(plot, dpi=20).startswith(b"\x89PNG")
+    assert render_entropy(sections, beside_report=True).startswith("<!doctype html>")
+
+
+def test_models_called_like_figures_share_no_ids(tmp_path):
+    path = tmp_path / "s.db"
+    fill_entropy(path, [measured(name, "rtn", 3, bpw_coded=2.9) for name in ("coders", "section", "entropy")])
+    found, entropy = read(path)
+    html = render_entropy(draw_entropy(entropy, draw(found)), beside_report=True)
+    ids = re.findall(r'\bid="(.*?)"', html)
+    assert len(set(ids)) == len(ids)
