@@ -111,12 +111,14 @@ def print_places(setting: Setting, records: Sequence[Record]) -> None:
 def _table(ran: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     seeds = len({r.seed for r in ran}) > 1
-    for name in ("method", "bits", *(["seed"] if seeds else []), "true bits", "MiB", "perplexity", "KL, nats", "top-1"):
+    seed = ["seed"] if seeds else []
+    for name in ("method", "bits", *seed, "true bits", "coded", "MiB", "perplexity", "KL, nats", "top-1"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for r in ran:
         size = None if r.model_bytes is None else r.model_bytes / 2**20
         table.add_row(
-            r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(size, 3),
+            r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(r.bpw_coded),
+            number(size, 3),
             _with_error(r.ppl, r.ppl_se, 4), _with_error(r.kl, r.kl_se, 3),
             "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
         )  # fmt: skip
