@@ -24,6 +24,7 @@ from suite.store import CodedSize, WeightShape
 
 GROUPS: tuple[Group, ...] = (32, 64, 128, 256, 512, 1024, "row", "tensor")
 DEFAULT = ("rtn", "fp4", "nf4", "lloyd-max", "mxfp4", "nvfp4", "q4_k", "mxint8")
+Coder = Huffman | Ans | Exponents | Gzip | Zstd | Lzma
 _ORDER_0 = (Huffman(), Ans())
 _GENERAL = (Gzip(), Zstd(), Lzma())
 _EDGES = np.linspace(-16, 16, 1025)
@@ -94,7 +95,8 @@ class Origin:
 @torch.no_grad()
 def coded_sizes(checkpoint: Checkpoint, i: int, chosen: Sequence[Format], origin: Origin) -> list[CodedSize]:
     """The rows of block `i`'s linear layers, in every format under every coder."""
-    block, found = checkpoint.block(i), []
+    block = checkpoint.block(i)
+    found: list[CodedSize] = []
     for layer in checkpoint.architecture.layers:
         name, W = checkpoint.architecture.full_name(i, layer), linear(block, layer).weight.float()
         for form in chosen:
@@ -133,7 +135,7 @@ def _quantized(W: torch.Tensor, form: Format, size: CodedSize, name: str) -> Ite
     size = replace(size, bits=grid.bits, beside_bits=beside, nmse=_nmse(W, found.dequantize()),
                    group=str(getattr(grid, "group", "")))  # fmt: skip
     yield from _rows(size, {"fixed": found.n_bits, "entropy": found.entropy_bits})
-    coders = list(_ORDER_0) if form.swept else [*_ORDER_0, *_GENERAL]
+    coders: list[Coder] = [*_ORDER_0] if form.swept else [*_ORDER_0, *_GENERAL]
     if isinstance(form.recipe.coding, Exponents):
         coders.append(form.recipe.coding)
         parts = float_parts(streams[0], form.recipe.coding.exponent_bits, form.recipe.coding.mantissa_bits)

@@ -156,7 +156,8 @@ class Integer:
 
     def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedInteger":
         """The fitted grid from the values of `FittedInteger.beside`."""
-        blank, found = self._blank(header), {}
+        blank = self._blank(header)
+        found: dict[str, Any] = {}
         for (name, (_, width)), values in zip(blank.widths.items(), beside, strict=True):
             found[name] = _from_integers(values, name, width)
             if name != "group_of":
