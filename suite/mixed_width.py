@@ -194,7 +194,8 @@ class _Measured:
         def make() -> np.ndarray:
             kept = Calibration.of(checkpoint, calibration, threads)
             blocks = [_measure_block(checkpoint, i, recipes, kept, fisher, seed) for i in range(checkpoint.n_blocks)]
-            return _padded([*(row for rows in blocks for row in rows), *_measure_ends(checkpoint, outer, fisher, seed, recipes[0].coding)])
+            ends = _measure_ends(checkpoint, outer, fisher, seed, recipes[0].coding)
+            return _padded([*(row for rows in blocks for row in rows), *ends])
 
         tensors = {name: f"{name}.weight" for name in names}
         shapes = [checkpoint.files[tensors[name]].shape for name in names]
