@@ -22,8 +22,9 @@ from matplotlib.transforms import Bbox
 from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
-# Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white
-COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#767676")
+# Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white, and a dark
+# red and a grey
+COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#767676")
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
 STYLE = {
     "axes.axisbelow": True,

@@ -304,7 +304,8 @@ def equal_bits(coded: Sequence[Mark], stored: Sequence[Mark]) -> list[tuple[Mark
     """Each entropy-coded scalar point of few bits, and its KL over that of fixed widths interpolated to its bits.
 
     Fixed widths are the front of the other recipes at their stored bits, on a line between neighbors in the
-    logarithm of KL; points outside the bits that it spans are left out.
+    logarithm of KL. A point of fewer bits than any of them is held against the first, which flatters fixed widths, and
+    left out unless it has the lower KL nevertheless; one of more bits is left out.
     """
     rivals = [m for m in stored if not is_coded(m.point) and m.drawn and m.value > 0]
     front = marks([m.point for m in rivals], "kl", "kl_se")
@@ -313,7 +314,8 @@ def equal_bits(coded: Sequence[Mark], stored: Sequence[Mark]) -> list[tuple[Mark
     if len(steps) < 2:
         return []
     bits, logs = np.array(steps).T
-    return [(m, m.value / float(np.exp(np.interp(m.bpw, bits, logs)))) for m in own if bits[0] <= m.bpw <= bits[-1]]
+    pairs = [(m, m.value / float(np.exp(np.interp(m.bpw, bits, logs)))) for m in own if m.bpw <= bits[-1]]
+    return [(m, ratio) for m, ratio in pairs if m.bpw >= bits[0] or ratio < 1]
 
 
 def coding_verdict(study: Study) -> str:

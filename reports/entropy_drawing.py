@@ -22,7 +22,7 @@ WIDE_INCHES = 12.0
 _PANELS, _MODELS = 6, 3  # panels of one row of small multiples
 _CODERS = {
     "entropy": ("|", INK), "huffman": ("o", COLORS[0]), "ans": ("x", COLORS[1]), "exponents": ("D", COLORS[3]),
-    "zstd": ("s", COLORS[2]), "gzip": ("^", COLORS[4]), "lzma": ("v", COLORS[6]),
+    "zstd": ("s", COLORS[2]), "gzip": ("^", COLORS[4]), "lzma": ("v", GREY),
 }  # fmt: skip
 _OFFSETS = dict.fromkeys(("zstd", "gzip", "lzma"), 0.22) | dict.fromkeys(("huffman", "ans", "exponents"), -0.12)
 _SOURCES = dict(zip(SOURCES, zip(("o", "s", "D"), (COLORS[0], COLORS[1], COLORS[2]), strict=True), strict=True))

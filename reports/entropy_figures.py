@@ -204,8 +204,13 @@ def histograms_plot(shown: Sequence[Shown]) -> Plot | None:
         "How often each level of a grid is used in all linear layers of the decoder blocks. Above each panel stand the "
         "order-0 entropy of the codes and the logarithm of the number of levels in use: the difference is what an "
         "entropy coder can save. Levels are in units of the scale, or bare codes where the grid's tables or zero "
-        "points differ from group to group. Of recipes run with several seeds, the first is shown."
+        "points differ from group to group. Of recipes run with several seeds, the first is shown; of "
+        "recipes with several alphabets, numbered after a dot, the one of most codes, and the table has all."
     )
+    of_record: dict[str, list[Shown]] = {}
+    for s in shown:
+        of_record.setdefault(s.record.cell, []).append(s)
+    drawn = [max(alphabets, key=lambda s: s.histogram.counts.sum()) for alphabets in of_record.values()]
     words = [f"{s.label}: {s.entropy:.2f} of {s.width:.2f} bits, at most {100 * s.shares.max():.3g}% in one level, "
              f"{s.histogram.levels[s.shares.argmax()]:g}" for s in shown]  # fmt: skip
     header = ("method", "recipe", "bits", "seed", "alphabet", "levels", "entropy", "width", "largest share %",
@@ -215,7 +220,7 @@ def histograms_plot(shown: Sequence[Shown]) -> Plot | None:
              ", ".join(f"{x:.6g}: {n}" for x, n in zip(s.histogram.levels, s.histogram.counts, strict=True)),
              *trace_of(s.record).text) for s in shown]  # fmt: skip
     return _plot("histograms", "How often each level is used", caption, " ".join(_end(words)), header, rows,
-                 draw_histograms(shown))  # fmt: skip
+                 draw_histograms(drawn))  # fmt: skip
 
 
 def coded_plot(study: Study) -> Plot | None:
@@ -226,7 +231,7 @@ def coded_plot(study: Study) -> Plot | None:
     caption = (
         "Divergence from the unquantized model against the bits that the codes take when they are coded, by the "
         "recipe's own coder or else by ANS, everything included; a thin line leads to the bits as stored. Filled "
-        "markers are on the front of coded bits. Coding changes no weight, so points only move to the left."
+        "markers are on the front of coded bits. Coding changes no weight: a point keeps its KL."
     )
     ratio = {id(m): f"{r:.4f}" for m, r in equal_bits(coded, stored)}
     header = ("method", "recipe", "bits", "seeds", "bpw", "coded bpw", "KL", "standard error", "on the stored front",

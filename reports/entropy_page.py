@@ -17,13 +17,17 @@ PAGE = "entropy.html"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Figures under one heading; `verdicts` has the sentences above a figure, by its key."""
+    """Figures under one heading; `verdicts` has, by a figure's key, the models and the sentences on them above it.
+
+    `model` is the one that all figures are of, empty where they show several.
+    """
 
     name: str
+    model: str
     heading: str
     note: str
     plots: tuple[Plot, ...]
-    verdicts: dict[str, tuple[str, ...]]
+    verdicts: dict[str, tuple[tuple[str, str], ...]]
 
     @property
     def stem(self) -> str:
@@ -36,12 +40,12 @@ def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
     sections = []
     if plots := model_plots(found):
         gains = swept(found.totals)
-        verdicts = tuple(f"{m.label}: {gain_verdict([t for t in gains if t.model == m])}"
+        verdicts = tuple((m.label, gain_verdict([t for t in gains if t.model == m]))
                          for m in found.models if any(t.model == m and t.bits == GAIN_BITS for t in gains))  # fmt: skip
         note = "All linear layers of the decoder blocks together: " + "; ".join(
             f"{m.label} is {m.name}, model hash {m.sha256[:16]}" for m in found.models
         )
-        sections.append(Section(name="", heading="Weights and grids", note=f"{note}.", plots=tuple(plots),
+        sections.append(Section(name="", model="", heading="Weights and grids", note=f"{note}.", plots=tuple(plots),
                                 verdicts={"gain": verdicts}))  # fmt: skip
     names = {id(study): name for study, name, _ in drawn}
     for study, shown in found.studies:
@@ -53,8 +57,8 @@ def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
 def _of_study(study: Study, name: str, plots: list[Plot], studies: list[Study]) -> Section:
     note = f"Model hash {study.model_sha256[:16]}. The newest records of every recipe, averaged over seeds."
     title = heading(study, studies)
-    return Section(name=name, heading=f"Records of {title}", note=note, plots=tuple(plots),
-                   verdicts={"coded": (f"{title}: {coding_verdict(study)}",)})  # fmt: skip
+    return Section(name=name, model=title, heading=f"Records of {title}", note=note, plots=tuple(plots),
+                   verdicts={"coded": ((title, coding_verdict(study)),)})  # fmt: skip
 
 
 def render_entropy(sections: list[Section], *, beside_report: bool) -> str:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from synthetic import fill
+from synthetic import fill, fill_entropy, measured
 
 from reports.command import report
 from suite.store import Store
@@ -33,17 +33,18 @@ def test_the_same_store_gives_the_same_bytes_in_another_process(store_path, tmp_
     assert not any(str(tmp_path).encode() in content for content in first.values())
 
 
-def test_a_store_with_codes_has_a_second_page_the_same_in_every_process(entropy_path, tmp_path):
-    result = run("--store", entropy_path, "--out", tmp_path / "a", "--figures")
+def test_a_store_with_codes_has_a_second_page_the_same_in_every_process(tmp_path):
+    store = fill_entropy(tmp_path / "s.db", [measured("tiny", "rtn", 3), measured("tiny", "hqq", 4)])
+    result = run("--store", store, "--out", tmp_path / "a", "--figures")
     assert result.exit_code == 0, result.exception
     code = "from reports.command import report; report()"
-    arguments = [sys.executable, "-c", code, "--store", entropy_path, "--out", tmp_path / "b", "--figures"]
+    arguments = [sys.executable, "-c", code, "--store", store, "--out", tmp_path / "b", "--figures"]
     elsewhere = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     subprocess.run(arguments, check=True, capture_output=True, env=elsewhere)
     first = tree(tmp_path / "a")
     assert first == tree(tmp_path / "b")
     assert {"entropy.html", "report.html", "figures/entropy-gap.pdf", "figures/entropy-tiny-coded.csv"} <= set(first)
-    assert len(first) == 2 + (8 + 9) * 3
+    assert len(first) == 2 + (4 + 7) * 3
 
 
 def test_without_figures_only_the_page_is_written_and_the_store_is_left_alone(store_path, tmp_path):

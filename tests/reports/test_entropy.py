@@ -107,7 +107,9 @@ def against(kl, bpw_coded=3.5, method="ecsq", recipe=STEPS):
 def test_equal_bits_are_on_the_line_between_fixed_widths():
     ((mark, ratio),) = equal_bits(*coded_marks(against(0.02)))
     assert mark.point.method == "ecsq" and ratio == pytest.approx(0.02 / np.sqrt(0.1 * 0.01))
-    assert equal_bits(*coded_marks(against(0.02, bpw_coded=1.0))) == []  # fewer bits than any fixed width
+    assert equal_bits(*coded_marks(against(1.2, bpw_coded=1.9))) == []  # fewer bits than any fixed width: no telling
+    ((_, ratio),) = equal_bits(*coded_marks(against(0.8, bpw_coded=1.9)))  # unless it is better for all that
+    assert ratio == pytest.approx(0.8)
     assert equal_bits(*coded_marks(against(0.02, bpw_coded=5.0))) == []  # no claim is made there
 
 

@@ -120,7 +120,7 @@ def test_histograms_have_all_their_counts(sections):
 
 
 def test_verdicts_stand_at_the_top_and_above_their_figures(html):
-    (sentence,) = set(re.findall(r"initial: coding 4-bit codes gains from [^<]*", html))
+    (sentence,) = set(re.findall(r"<strong>initial</strong>: coding 4-bit codes gains from [^<]*", html))
     assert html.count(sentence) == 2 and html.index(sentence) < html.index("<h2")
     assert html.index('id="entropy-gain"') < html.rindex(sentence) < html.index('aria-labelledby="entropy-gain"')
 
