@@ -384,7 +384,7 @@ DAMAGE = {
     "a header of bytes": (lambda path: (path / "bitfrontier.json").write_bytes(b"\xff\xfe"), "cannot be read"),
     "a header of something else": (lambda path: (path / "bitfrontier.json").write_text("[]"), "is not the header of"),
     "a header that was edited": (edit_text('"seed":0', '"seed":1'), "bitfrontier.json is damaged: its SHA-256 is"),
-    "a newer version": (edit_text('"version":1', '"version":2'), "has format version 2, this bitfrontier reads 1"),
+    "another version": (edit_text('"version":2', '"version":1'), "has format version 1, this bitfrontier reads 2"),
     "a field too many": (edit_text('"seed":0', '"seed":0,"sown":1'), "does not have the fields of version 1"),
     "an unknown recipe": (lambda p: change_header(p, lambda h: h.update(recipe="Magic()")), "unknown name Magic"),
     "a shard elsewhere": (lambda p: change_header(p, lambda h: h["shards"].update({"../s": "0"})), "names '../s'"),
