@@ -385,7 +385,7 @@ DAMAGE = {
     "a header of something else": (lambda path: (path / "bitfrontier.json").write_text("[]"), "is not the header of"),
     "a header that was edited": (edit_text('"seed":0', '"seed":1'), "bitfrontier.json is damaged: its SHA-256 is"),
     "another version": (edit_text('"version":2', '"version":1'), "has format version 1, this bitfrontier reads 2"),
-    "a field too many": (edit_text('"seed":0', '"seed":0,"sown":1'), "does not have the fields of version 1"),
+    "a field too many": (edit_text('"seed":0', '"seed":0,"sown":1'), "does not have the fields of version 2"),
     "an unknown recipe": (lambda p: change_header(p, lambda h: h.update(recipe="Magic()")), "unknown name Magic"),
     "a shard elsewhere": (lambda p: change_header(p, lambda h: h["shards"].update({"../s": "0"})), "names '../s'"),
     "a shard left out": (lambda p: change_header(p, without_a_shard), "is missing"),
