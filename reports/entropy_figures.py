@@ -168,10 +168,9 @@ def parts_plot(found: Entropy) -> Plot | None:
     models = [m for m in found.models if any(key[0] == m for key in parts)]
     layers = sorted({s.layer for s in rows_of}, key=_natural)
     caption = (
-        "Where the bits of floating-point weights are: signs are fair coins, mantissas nearly uniform, and exponents "
-        "take 2 to 3 of their 8 bits. A Gaussian's exponent in base two has 2.54 bits, a Laplacian's 2.83. FP8 is E4M3 "
-        "with a scale per row; FP32's mantissa is taken in pieces of at most 8 bits, and its entropy estimated from "
-        "a layer's weights falls short of its width where they are few."
+        "Where the bits of floating-point weights are, layer by layer in the order of their names. For comparison: a "
+        "Gaussian's exponent in base two has 2.54 bits, a Laplacian's 2.83. FP8 is E4M3 with a scale per row; FP32's "
+        "mantissa is taken in pieces of at most 8 bits. An entropy estimated from few weights comes out too small."
     )
     found_in: dict[tuple[Model, str, str], list[float]] = {}
     for (model, kind, part, _), entropy in parts.items():
