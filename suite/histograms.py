@@ -9,6 +9,7 @@ from suite.grids import Integer, KMeansTable
 from suite.grids.exl2 import FittedExl2
 from suite.grids.grid import Fitted
 from suite.grids.scaled import FittedScaled
+from suite.grids.steps import FittedSteps
 from suite.quantized import Quantized
 from suite.store import Histogram
 
@@ -47,6 +48,8 @@ def _levels(fitted: Fitted, codes: torch.Tensor) -> list[float]:
     if isinstance(fitted, FittedScaled) and not isinstance(fitted.grid.element, KMeansTable):
         levels = torch.tensor(fitted.element.levels, dtype=torch.float64)
         return (levels[codes.to(torch.int64)] + 0.0).tolist()  # the two zeros are one level
+    if isinstance(fitted, FittedSteps):
+        return (codes.double() - fitted.zero).tolist()
     if isinstance(fitted.grid, Integer) and fitted.grid.convention not in ("asymmetric", "real-zero"):
         return (codes.double() - fitted.grid.zero).tolist()
     return codes.double().tolist()
