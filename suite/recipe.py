@@ -56,7 +56,7 @@ class Target:
             if isinstance(feedback, Feedback) and feedback.pick != Nearest():
                 return f"rate-aware rounding picks codes itself, its feedback picks {canonical(feedback.pick)}"
         if isinstance(self.grid, Steps) and self.grid.spacing == "pivots":
-            if feedback is None or order not in (None, "given"):
+            if order != "given":
                 return f"steps by pivots are for error feedback in the given order, not {canonical(self.rounding)}"
         return self.grid.unsupported
 

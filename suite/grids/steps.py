@@ -36,6 +36,7 @@ _OFFSET_BITS = 8  # an offset is a whole number of 1/256 steps, from -1/2 up
 _WIDEST = 16  # bits of a code
 _CLASS = 1 << 13  # least number of codes in a class: its table and checksum cost about 0.02 bits each in it
 _SIZES = (2.0**-14, 2.5)  # of the smallest and the largest step in largest values; the largest makes all codes 0
+_WORD = 32  # bits that `Ans` writes at a time
 _HALVINGS, _ROUNDS = 16, 6  # of the search: steps to 2^(15.3 / 2^16), and looks at what the coder really takes
 
 
@@ -82,9 +83,9 @@ class Steps:
             over = fitted.coded_bits(codes) - total
             if over <= 0:
                 best = fitted, codes
-            if -1e-3 * total <= over <= 0 or over > total - beyond < total / 2:
+            if -max(1e-3 * total, 2 * _WORD) <= over <= 0 or (over > 0 and beyond >= total / 2):
                 break
-            beyond += over
+            beyond += over + (_WORD if over > 0 else 0)
         fitted, codes = best or (fitted, codes)
         return fitted.centered(W, codes)
 
