@@ -6,13 +6,13 @@ as if scaled to unit mean square. All functions are pure.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 
-from reports.frontier import Mark, Point, Study, marks
+from reports.frontier import Mark, Point, Study, marks, pareto_front
 from suite.store import CodedSize, Histogram, Record, Store, WeightShape
 from theory.blahut_arimoto import RateDistortion, rate_distortion
 from theory.rate_distortion import reverse_waterfilling_rate
@@ -300,22 +300,21 @@ def coded_marks(study: Study) -> tuple[list[Mark], list[Mark]]:
     return marks(points, "kl", "kl_se", "bpw_coded"), marks(points, "kl", "kl_se")
 
 
-def equal_bits(coded: Sequence[Mark], stored: Sequence[Mark]) -> list[tuple[Mark, float]]:
+def equal_bits(coded: Sequence[Mark], rivals: Sequence[Mark]) -> list[tuple[Mark, float]]:
     """Each entropy-coded scalar point of few bits, and its KL over that of fixed widths interpolated to its bits.
 
-    Fixed widths are the front of the other recipes at their stored bits, on a line between neighbors in the
-    logarithm of KL. A point of fewer bits than any of them is held against the first, which flatters fixed widths, and
-    left out unless it has the lower KL nevertheless; one of more bits is left out.
+    Fixed widths are the front of the other recipes among `rivals`, at their stored or at their coded bits, on a line
+    between neighbors in the logarithm of KL. A point outside the bits that the front spans is left out.
     """
-    rivals = [m for m in stored if not is_coded(m.point) and m.drawn and m.value > 0]
-    front = marks([m.point for m in rivals], "kl", "kl_se")
+    others = [m for m in rivals if not is_coded(m.point) and m.drawn and m.value > 0]
+    front = [replace(m, front=bool(f)) for m, f in
+             zip(others, pareto_front([m.bpw for m in others], [m.value for m in others]), strict=True)]  # fmt: skip
     steps = sorted((m.bpw, float(np.log(m.value))) for m in front if m.front)
     own = [m for m in coded if is_coded(m.point) and m.drawn and m.value > 0 and m.bpw <= SCALAR_BITS]
     if len(steps) < 2:
         return []
     bits, logs = np.array(steps).T
-    pairs = [(m, m.value / float(np.exp(np.interp(m.bpw, bits, logs)))) for m in own if m.bpw <= bits[-1]]
-    return [(m, ratio) for m, ratio in pairs if m.bpw >= bits[0] or ratio < 1]
+    return [(m, m.value / float(np.exp(np.interp(m.bpw, bits, logs)))) for m in own if bits[0] <= m.bpw <= bits[-1]]
 
 
 def coding_verdict(study: Study) -> str:
@@ -325,14 +324,22 @@ def coding_verdict(study: Study) -> str:
     if not pairs:
         change = _front_change(coded, stored)
         return f"claim N5 is open, for no entropy-coded scalar quantizer of few bits can be compared; {change}."
-    ratios = np.array([ratio for _, ratio in pairs])
-    clear = sum((m.value + 2 * m.error) / m.value * ratio < 1 for m, ratio in pairs)
     methods = _listed(sorted({m.point.method for m, _ in pairs}))
     return (
-        f"claim N5: at up to {SCALAR_BITS:g} coded bits, {methods} have a lower KL than fixed widths at equal bits in "
-        f"{int((ratios < 1).sum())} of {len(pairs)} points, by two standard errors in {clear}, the median ratio being "
-        f"{np.median(ratios):.2f}; {_front_change(coded, stored)}."
+        f"claim N5: at up to {SCALAR_BITS:g} coded bits, {methods} have a lower KL than the front of fixed widths at "
+        f"equal bits {_won(pairs)}; where the codes of fixed widths are coded too, {_won(equal_bits(coded, coded))}; "
+        f"{_front_change(coded, stored)}."
     )
+
+
+def _won(pairs: Sequence[tuple[Mark, float]]) -> str:
+    """In how many points the KL is lower, and by how much."""
+    if not pairs:
+        return "in none that could be compared"
+    ratios = np.array([ratio for _, ratio in pairs])
+    clear = sum((m.value + 2 * m.error) / m.value * ratio < 1 for m, ratio in pairs)
+    text = f"in {int((ratios < 1).sum())} of {len(pairs)} points, by two standard errors in {clear}"
+    return f"{text} (median ratio {np.median(ratios):.2f})"
 
 
 def _front_change(coded: Sequence[Mark], stored: Sequence[Mark]) -> str:

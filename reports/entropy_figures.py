@@ -232,12 +232,14 @@ def coded_plot(study: Study) -> Plot | None:
         "recipe's own coder or else by ANS, everything included; a thin line leads to the bits as stored. Filled "
         "markers are on the front of coded bits. Coding changes no weight: a point keeps its KL."
     )
-    ratio = {id(m): f"{r:.4f}" for m, r in equal_bits(coded, stored)}
+    over = [{id(m): f"{r:.4f}" for m, r in equal_bits(coded, rivals)} for rivals in (stored, coded)]
     header = ("method", "recipe", "bits", "seeds", "bpw", "coded bpw", "KL", "standard error", "on the stored front",
-              "on the coded front", "entropy-coded", "KL over fixed widths at equal bits")  # fmt: skip
+              "on the coded front", "entropy-coded", "KL over fixed widths at equal bits",
+              "and over coded ones")  # fmt: skip
     rows = [(c.point.method, c.point.recipe, _text(c.point.bits, "g"), str(len(c.point.records)), f"{s.bpw:.4f}",
              f"{c.bpw:.4f}", f"{c.value:.6g}", f"{c.error:.6g}", _yes(s.front), _yes(c.front), _yes(is_coded(c.point)),
-             ratio.get(id(c), ""), *_traces(c)) for c, s in zip(coded, stored, strict=True)]  # fmt: skip
+             *(ratio.get(id(c), "") for ratio in over), *_traces(c))
+            for c, s in zip(coded, stored, strict=True)]  # fmt: skip
     front = sorted((c for c in coded if c.front), key=lambda c: c.bpw)
     words = [f"{c.point.method} {c.value:.3g} nats at {c.bpw:.3g} bits" for c in front]
     before = [f"{s.point.method} at {s.bpw:.3g}" for s in sorted(stored, key=lambda s: s.bpw) if s.front]

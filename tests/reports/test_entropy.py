@@ -107,17 +107,23 @@ def against(kl, bpw_coded=3.5, method="ecsq", recipe=STEPS):
 def test_equal_bits_are_on_the_line_between_fixed_widths():
     ((mark, ratio),) = equal_bits(*coded_marks(against(0.02)))
     assert mark.point.method == "ecsq" and ratio == pytest.approx(0.02 / np.sqrt(0.1 * 0.01))
-    assert equal_bits(*coded_marks(against(1.2, bpw_coded=1.9))) == []  # fewer bits than any fixed width: no telling
-    ((_, ratio),) = equal_bits(*coded_marks(against(0.8, bpw_coded=1.9)))  # unless it is better for all that
-    assert ratio == pytest.approx(0.8)
+    assert equal_bits(*coded_marks(against(0.8, bpw_coded=1.9))) == []  # fewer bits than any fixed width: no telling
+    coded, _ = coded_marks(against(0.02))
+    ((_, ratio),) = equal_bits(coded, coded)  # fixed widths that are coded too have 3.5 bits at 0.01 nats
+    assert ratio == pytest.approx(2)
     assert equal_bits(*coded_marks(against(0.02, bpw_coded=5.0))) == []  # no claim is made there
 
 
 @pytest.mark.parametrize("kl, wins, clear", [(0.02, 1, 1), (0.0315, 1, 0), (0.05, 0, 0)])
 def test_the_coding_verdict_follows_the_numbers(kl, wins, clear):
     text = coding_verdict(against(kl))
-    assert f"ecsq have a lower KL than fixed widths at equal bits in {wins} of 1 points" in text
-    assert f"by two standard errors in {clear}" in text and text.count(".") >= 1 and text.endswith(".")
+    assert f"ecsq have a lower KL than the front of fixed widths at equal bits in {wins} of 1 points" in text
+    assert (
+        f"by two standard errors in {clear} (" in text
+        and "coded too, in 0 of 1 points" in text
+        and text.count(".") >= 1
+        and text.endswith(".")
+    )
 
 
 def test_without_an_entropy_coded_scalar_the_claim_is_open():
