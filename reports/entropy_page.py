@@ -1,16 +1,14 @@
 """The entropy page: where the bits of weights and codes are, in one HTML file that needs nothing but itself."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reports.entropy import GAIN_BITS, Entropy, coding_verdict, gain_verdict, swept
 from reports.entropy_figures import ORIGIN, model_plots, study_plots
 from reports.figures import Plot, inline_svg
 from reports.frontier import Study
-from reports.page import Drawn, heading
+from reports.page import Drawn, heading, page_template
 
 PAGE = "entropy.html"
 
@@ -63,25 +61,13 @@ def _of_study(study: Study, name: str, plots: list[Plot], studies: list[Study]) 
 
 def render_entropy(sections: list[Section], *, beside_report: bool) -> str:
     """The HTML of the page, the same bytes for the same sections; with a link to the report if there is one."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string(_text("entropy.html"))
     rows = [row for section in sections for plot in section.plots for row in plot.rows]
     commands = {command: i for i, command in enumerate(dict.fromkeys(row[-1] for row in rows), 1)}
     origins = {origin: i for i, origin in enumerate(dict.fromkeys(row[-3:-1] for row in rows), 1)}
-    return template.render(
-        style=Markup(style(_text("page.html"))),
+    return page_template("entropy.html").render(
         commands=commands,
         origins=origins,
         n_origin=len(ORIGIN),
         beside_report=beside_report,
         sections=[(s, [(p, Markup(inline_svg(p, f"{s.stem}-{p.key}"))) for p in s.plots]) for s in sections],
     )
-
-
-def style(page: str) -> str:
-    """The style sheet of the report's page: both pages look the same."""
-    return page[page.index("<style>") + len("<style>") : page.index("</style>")]
-
-
-def _text(name: str) -> str:
-    return files("reports").joinpath(name).read_text(encoding="utf8")

@@ -2,9 +2,8 @@
 
 import math
 import re
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from reports.figures import Plot, inline_svg, plots
@@ -24,11 +23,17 @@ def draw(studies: list[Study]) -> Drawn:
     return drawn
 
 
+def page_template(name: str) -> Template:
+    """A page's template; all extend `frame.html`, which has the style sheet and what every page ends with."""
+    environment = Environment(loader=PackageLoader("reports", ""), undefined=StrictUndefined, autoescape=True,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters.update(number=number, plus_minus=plus_minus)
+    return environment.get_template(name)
+
+
 def render(drawn: Drawn, *, entropy: bool = False) -> str:
     """The HTML of the page, the same bytes for the same studies; with a link to the entropy page if there is one."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters.update(number=number, plus_minus=plus_minus)
-    template = environment.from_string(files("reports").joinpath("page.html").read_text(encoding="utf8"))
+    template = page_template("page.html")
     studies = [study for study, _, _ in drawn]
     shown = [r for study in studies for r in (*study.measured, *study.unmeasured, *study.superseded)]
     return template.render(
