@@ -21,8 +21,10 @@ def test_python_of_the_readme_runs(code: str) -> None:
 
 def bits_of(method):
     """The widths of a method as the table has them: 4, or 1-8, or 2-8, 16."""
+    if method.fixed:
+        return f"{method.bits[0]:g}"
     whole = [bits for bits in method.bits if bits <= 8]
-    return (f"{whole[0]:g}" if method.fixed else f"{whole[0]}-{whole[-1]}") + (", 16" if 16 in method.bits else "")
+    return f"{whole[0]}-{whole[-1]}" + (", 16" if 16 in method.bits else "")
 
 
 def test_the_table_of_methods_is_complete() -> None:
