@@ -9,8 +9,8 @@ that keeps the rate.
 Differences: the paper codes with DeepCABAC, whose adaptive contexts its lengths follow from value to value; here the
 code is static, lengths are those of the sweep before, and sweeps are repeated until they agree. The paper gives a grid
 and a multiplier and takes the rate that comes; here the rate is given, the multiplier follows from the step, and the
-step is searched. Levels are centered for the codes that were chosen, by least squares. The released factor of the
-quadratic rate is twice that of a Gaussian for this error: see there.
+step is searched. Levels are centered for the codes that were chosen, by least squares. The release minimizes half the
+squared error, with twice the quadratic rate: the same.
 """
 
 from typing import Any, Literal

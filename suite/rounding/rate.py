@@ -11,8 +11,8 @@ bits and a constant; so with c = multiplier / (2 ln 2 v), H' = H + lambda I + c 
 
     tr (W - Q)(H + lambda I)(W - Q)^T + c |Q|^2 = tr (W' - Q) H' (W' - Q)^T + a constant       (exact: `ridged`),
 
-and a code costs R'_jj^2 (x' - level)^2 + multiplier * bits - c level^2 in the sweep of W' under H'. The paper's
-quadratic rate has 1 / (ln 2 v), which is the same with an error of half the size.
+and a code costs R'_jj^2 (x' - level)^2 + multiplier * bits - c level^2 in the sweep of W' under H'. The released code
+has c = multiplier / (ln 2 v), and half the error: the same.
 
 Two things are unknown, the step and the multiplier, and one is asked for, the rate. At high rates the error falls by
 (ln 2 / 6) mean_j R_jj^2 s_j^2 for each bit more, s_j being steps, and `weight` is the multiplier in these units: the
@@ -20,19 +20,23 @@ slope of the curve that one moves along by the step alone. What is left is searc
 moved to where the rate should be met, lengths, offsets and c are taken from the codes of the sweep before, and of
 those sweeps that kept the rate the one of the least error is returned.
 
-Why weight 1. Rate saved at the same error in H against weight 0, mean of eight layers of the reference model, which
-differ in shape and in how far the pivots are apart, really coded, in thousandths of a bit:
+Why weight 1: the rate saved at the same error in H, against weight 0, in thousandths of a bit, really coded; means of
+eight layers of the reference model that differ in shape and in how far their pivots are apart.
 
-    weight                   1/2     1   3/2     2          1/4   1/2     1
-    2 bits, with a ridge      39    44    36    27   without  4     2   -28
-    3 bits                     7    11     9     3            2     2    -5
-    4 bits                     2     2     2     4            1     1     2
-    2 bits, steps by pivots   36    39    31    12   against weight 0 there, which is itself 180 better than even steps
-    3 bits                     9     9     7    -1           222
-    4 bits                     4     4     2    -2           229
+    weight                            1/4   1/2     1   3/2     2
+    2 bits, even steps, no ridge        4     2   -28
+            even steps, ridge                39    44    36    27
+            steps by pivots, ridge           36    39    31    12
+    3 bits, even steps, no ridge        2     2    -5
+            even steps, ridge                 7    11     9     3
+            steps by pivots, ridge            9     9     7    -1
+    4 bits, even steps, no ridge        1     1     2
+            even steps, ridge                 2     2     2     4
+            steps by pivots, ridge            4     4     2    -2
 
-Where pivots are far apart (the first block's gate) even steps gain up to 0.2 bits more from weights of 8 and above,
-which make large steps of small ones for the channels that matter little; steps by pivots gain 0.8 bits there.
+Steps by pivots alone save 180, 222 and 229 there. Where pivots are farthest apart, in the first block's gate, even
+steps save up to 0.2 bits more at weights of 8 and above, which make large steps of small ones for the channels that
+matter little; steps by pivots save 0.8.
 """
 
 import math
