@@ -83,23 +83,24 @@ class RateAware:
         fitted = grid.fit(W, H)
         fitted, codes = fitted.widened(fitted.nearest(W), fitted.width + _OCTAVES)
         total = max(grid.bits * W.numel(), fitted.coded_bits(codes))
-        first, points, found = math.log2(float(fitted.step)), [], []
+        first, points, best = math.log2(float(fitted.step)), [], ((math.inf, math.inf), (codes, fitted))
         sweep = Sweep(W=W, norm=norm, weight=self.weight, ridge=self.ridge, generator=generator)
         for i in range(self.sweeps):
             codes, fitted = sweep(fitted, codes)
             spent = fitted.coded_bits(codes)
             points.append((math.log2(float(fitted.step)), spent / W.numel()))
-            found.append((max(0.0, spent - total), sweep.error(fitted, codes), i, (codes, fitted)))
+            worth = max(0.0, spent - total), sweep.error(fitted, codes)
+            best = min(best, (worth, (codes, fitted)), key=lambda one: one[0])
             if i + 1 >= _LEAST_SWEEPS and (1 - _SLACK) * total <= spent <= total:
                 break
             wanted = _step(points, (1 - _SLACK / 2) * total / W.numel())
             fitted = fitted.with_step(2.0 ** min(first + _OCTAVES, max(first - _OCTAVES, wanted)))
-        over, _, _, best = min(found)
+        (over, _), (codes, fitted) = best
         fallbacks = norm.fallbacks if norm else ()
         if over:
             rate = (total + over) / W.numel()
             fallbacks = (*fallbacks, f"coded at {rate:.4f} bits per weight instead of {grid.bits:g}")
-        fitted, codes = best[1].widened(best[0])
+        fitted, codes = fitted.widened(codes)
         return Rounded(codes, fitted, fallbacks)
 
 
