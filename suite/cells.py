@@ -76,14 +76,14 @@ def picks(
 
     `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError`
     for a group that a method does not take, and for a width, unless not `strict`: then a method is there at those
-    widths that it has, and only a width that no method at all has is an error.
+    widths that it has, in its own groups if it has no others, and only a width that no method at all has is an error.
     """
-    options = {} if group is None else {"group": "row" if group == -1 else group}
     wanted = sorted(set(bits))
     if not strict and not {width for method in METHODS for width in method.bits}.issuperset(wanted):
         strict = True
     found: dict[Recipe, Pick] = {}
     for method in methods:
+        options = _layout(method, group, strict)
         widths = wanted if strict else [width for width in wanted if width in method.bits]
         for width in method.bits if method.fixed else widths:
             recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
@@ -93,6 +93,14 @@ def picks(
         recipe = _as_asked(recipe, activation_bits, coding)
         found.setdefault(recipe, Pick(method=name_of(recipe), bits=_width(recipe.weights), recipe=recipe))
     return list(found.values())
+
+
+def _layout(method: Method, group: int | None, strict: bool) -> dict[str, int | str]:
+    if group is None or not (method.grouped or method.fixed or strict):
+        return {}
+    if not (method.grouped or method.fixed):
+        raise ValueError(f"group {group}: {method.name} has no groups, its codes share steps over a whole matrix")
+    return {"group": "row" if group == -1 else group}
 
 
 def _as_asked(recipe: Recipe, activation_bits: int | None, coding: Coding | None) -> Recipe:

@@ -147,7 +147,8 @@ def candidates(
     if chosen.fixed:
         own = [chosen.recipe(**options)]
     else:
-        own = [chosen.recipe(bits=b, **layout, **options) for b in bits for layout in _layouts(groups)]
+        own = [chosen.recipe(bits=b, **layout, **options) for b in bits
+               for layout in (_layouts(groups) if chosen.grouped else [{}])]  # fmt: skip
     base = own[0] if own else chosen.recipe(bits=chosen.bits[-1], **options)
     found = list(dict.fromkeys([*own, *(replace(base, weights=target, layers=()) for target in targets)]))
     if not found:

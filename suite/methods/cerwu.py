@@ -47,4 +47,5 @@ CERWU = Method(
     needs="calibration",
     bits=tuple(range(1, 9)),
     build=build,
+    grouped=False,
 )

@@ -27,4 +27,5 @@ ECSQ = Method(
     needs="nothing",
     bits=tuple(range(1, 9)),
     build=build,
+    grouped=False,
 )

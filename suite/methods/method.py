@@ -11,7 +11,7 @@ from suite.recipe import Recipe
 class Method:
     """A row of `METHODS`. `build(bits=..., **options)` gives the recipe; those of more than one width take `group`.
 
-    A number format of one width is built without `bits`.
+    A number format of one width is built without `bits`. What is not `grouped` has steps for whole matrices.
     """
 
     name: str
@@ -20,6 +20,7 @@ class Method:
     needs: Literal["nothing", "calibration", "training"]
     bits: tuple[float, ...]
     build: Callable[..., Recipe]
+    grouped: bool = True
 
     @property
     def fixed(self) -> bool:

@@ -44,4 +44,5 @@ WATERSIC = Method(
     needs="calibration",
     bits=tuple(range(1, 9)),
     build=build,
+    grouped=False,
 )

@@ -64,6 +64,13 @@ def test_the_group_is_that_of_every_method_of_uniform_integers_and_minus_one_is_
         picks(METHODS, [4], group=0)
 
 
+def test_a_method_without_groups_refuses_one_only_where_it_was_asked_for_by_name():
+    ecsq = method_named("ecsq")
+    with pytest.raises(ValueError, match="group 64: ecsq has no groups"):
+        picks([ecsq], [4], group=64)
+    assert picks([ecsq], [4], group=64, strict=False) == picks([ecsq], [4])
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_recipe_is_named_after_the_method_whose_defaults_it_has(method):
     for bits in method.bits:
