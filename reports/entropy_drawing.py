@@ -37,6 +37,9 @@ def coder_name(coder: str) -> str:
     return names.get(coder, coder)
 
 
+_FINEST = 1 / 1000  # of the range: levels closer together than this are drawn at even distances
+
+
 def draw_histograms(shown: Sequence[Shown]) -> Figure:
     """One small panel for each alphabet: shares of its levels, with entropy and width printed."""
     rows = -(-len(shown) // _PANELS)
@@ -56,6 +59,9 @@ def draw_histograms(shown: Sequence[Shown]) -> Figure:
 
 def _histogram(ax: Axes, one: Shown) -> None:
     x, y = one.histogram.levels, FULL * one.shares
+    by_place = len(x) > 1 and np.diff(x).min() < _FINEST * (x[-1] - x[0])
+    if by_place:  # floating point's levels are so close around zero that bars there would vanish
+        x = np.arange(len(x)) - float(np.argmin(np.abs(x)))
     gap = np.full(len(x), np.nan)
     spacing = float(np.diff(x).min()) / (x[-1] - x[0]) if len(x) > 1 else 1.0
     points = 72 * WIDE_INCHES * (0.95 / _PANELS - 0.03) / 1.12 * spacing  # between the two closest levels
@@ -65,7 +71,7 @@ def _histogram(ax: Axes, one: Shown) -> None:
     room = 0.06 * (x[-1] - x[0]) or 0.5
     ax.set(xlim=(x[0] - room, x[-1] + room), ylim=(0, 1.08 * y.max()))
     ax.set_title(one.label, loc="left", fontsize=9, color=INK, pad=13)
-    text = f"{one.entropy:.2f} of {one.width:.2f} bits"
+    text = f"{one.entropy:.2f} of {one.width:.2f} bits{', by place' if by_place else ''}"
     ax.text(0, 1.03, text, transform=ax.transAxes, fontsize=8, color="#5c5c5c")
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=bool((x == np.rint(x)).all())))
     ax.yaxis.set_major_locator(MaxNLocator(3))

@@ -203,7 +203,8 @@ def histograms_plot(shown: Sequence[Shown]) -> Plot | None:
         "How often each level of a grid is used in all linear layers of the decoder blocks. Above each panel stand the "
         "order-0 entropy of the codes and the logarithm of the number of levels in use: the difference is what an "
         "entropy coder can save. Levels are in units of the scale, or bare codes where the grid's tables or zero "
-        "points differ from group to group. Of recipes run with several seeds, the first is shown; of "
+        "points differ from group to group; floating point's, which crowd around zero, are drawn by their place in the "
+        "order of levels. Of recipes run with several seeds, the first is shown; of "
         "recipes with several alphabets, numbered after a dot, the one of most codes, and the table has all."
     )
     of_record: dict[str, list[Shown]] = {}
