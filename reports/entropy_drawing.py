@@ -37,7 +37,7 @@ def coder_name(coder: str) -> str:
     return names.get(coder, coder)
 
 
-_FINEST = 1 / 1000  # of the range: levels closer together than this are drawn at even distances
+_FINEST = 1 / 500  # of the range: levels closer together than this are drawn at even distances
 
 
 def draw_histograms(shown: Sequence[Shown]) -> Figure:
