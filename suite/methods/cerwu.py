@@ -11,6 +11,11 @@ code is static, lengths are those of the sweep before, and sweeps are repeated u
 and a multiplier and takes the rate that comes; here the rate is given, the multiplier follows from the step, and the
 step is searched. Levels are centered for the codes that were chosen, by least squares. The release minimizes half the
 squared error, with twice the quadratic rate: the same.
+
+Why half the weight that is best for the error in H. A ridge makes weights smaller, in every layer alike, and what is
+done alike everywhere adds up. On validation tokens of the reference model, all at 2.14 bits: KL 0.0482 at weight 0,
+0.0465 at 1/2 (paired difference -0.0017 +- 0.0005), 0.0516 at 1 (+0.0034 +- 0.0003), with 5% less error in H than at
+weight 0. From 3 bits on all are alike.
 """
 
 from typing import Any, Literal
@@ -27,7 +32,7 @@ _FEEDBACK = ("order", "damping", "block")
 def build(
     *,
     bits: float,
-    weight: float = 1.0,
+    weight: float = 0.5,
     ridge: bool = True,
     centers: int = 3,
     inputs: Literal["original", "quantized"] = "quantized",

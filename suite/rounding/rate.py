@@ -40,7 +40,7 @@ matter little; steps by pivots save 0.8.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -53,7 +53,6 @@ from suite.rounding.feedback import Feedback, Ordered, checked, factor
 from suite.statistics import quadratic
 
 _LEAST_SWEEPS = 4  # before the first is good enough: lengths and offsets come from the codes of the one before
-_PATIENCE = 6  # sweeps after which a rate that is still above what was asked for is hurried down
 _SLACK = 0.002  # of the rate: how much may be left of it
 _OCTAVES = 2  # how far the search goes from the step that nearest rounding has at the same rate
 
@@ -85,6 +84,7 @@ class RateAware:
         fitted, codes = fitted.widened(fitted.nearest(W), fitted.width + _OCTAVES)
         total = max(grid.bits * W.numel(), fitted.coded_bits(codes))
         first, points, best = math.log2(float(fitted.step)), [], ((math.inf, math.inf), (codes, fitted))
+        offset = fitted.offset
         sweep = Sweep(W=W, norm=norm, weight=self.weight, ridge=self.ridge, generator=generator)
         for i in range(self.sweeps):
             codes, fitted = sweep(fitted, codes)
@@ -94,8 +94,11 @@ class RateAware:
             best = min(best, (worth, (codes, fitted)), key=lambda one: one[0])
             if i + 1 >= _LEAST_SWEEPS and (1 - _SLACK) * total <= spent <= total:
                 break
-            wanted = _step(points, (1 - _SLACK / 2) * total / W.numel(), hurry=i >= _PATIENCE and spent > total)
-            fitted = fitted.with_step(2.0 ** min(first + _OCTAVES, max(first - _OCTAVES, wanted)))
+            if i + 1 < _LEAST_SWEEPS:  # offsets that went on would take back what the step has gained
+                offset = fitted.offset
+            wanted = _step(points, (1 - _SLACK / 2) * total / W.numel())
+            wanted = min(first + _OCTAVES, max(first - _OCTAVES, wanted))
+            fitted = replace(fitted, offset=offset).with_step(2.0**wanted)
         (over, _), (codes, fitted) = best
         fallbacks = norm.fallbacks if norm else ()
         if over:
@@ -211,13 +214,12 @@ def _variances(fitted: FittedSteps, codes: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(count).index_add_(0, fitted.class_of, torch.maximum(squares, least)) / count
 
 
-def _step(points: list[tuple[float, float]], rate: float, hurry: bool) -> float:
+def _step(points: list[tuple[float, float]], rate: float) -> float:
     """The log2 of the step at which the line through the last two points, log2 steps and rates, meets `rate`.
 
-    A step twice as large takes a bit less at high rates; slopes are kept between three quarters of a bit and two. In a
-    `hurry`, where offsets still move and take back what the step has gained, they may be a quarter.
+    A step twice as large takes a bit less at high rates; slopes are kept between three quarters of a bit and two.
     """
     (step, there), slope = points[-1], -1.0
     if len(points) > 1 and points[-2][0] != step:
         slope = (there - points[-2][1]) / (step - points[-2][0])
-    return step + (rate - there) / min(-0.25 if hurry else -0.75, max(-2.0, slope))
+    return step + (rate - there) / min(-0.75, max(-2.0, slope))
