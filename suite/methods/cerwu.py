@@ -12,10 +12,10 @@ and a multiplier and takes the rate that comes; here the rate is given, the mult
 step is searched. Levels are centered for the codes that were chosen, by least squares. The release minimizes half the
 squared error, with twice the quadratic rate: the same.
 
-Why half the weight that is best for the error in H: on validation tokens of the reference model, all at 2.14 bits, KL is
-0.0482 at weight 0, 0.0465 at 1/2 (paired difference -0.0017 +- 0.0005), 0.0516 at 1 (+0.0034 +- 0.0003), though the
-error in H is 3% and 4% below that of weight 0. A ridge makes weights smaller in every layer alike, which may be what
-adds up; that was not tested.
+Why half the weight that is best for the error in H: on validation tokens of the reference model, all at 2.14 bits, KL
+is 0.0482 at weight 0, 0.0465 at 1/2 (paired difference -0.0017 +- 0.0005), 0.0516 at 1 (+0.0034 +- 0.0003), though
+the error in H is 3% and 4% below that of weight 0. A ridge makes weights smaller in every layer alike, which may be
+what adds up; that was not tested.
 """
 
 from typing import Any, Literal
