@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _KINDS = ("output", "linearity", "fisher", "uniform")  # `suite.mixed_width.KINDS`, which would import torch
 
 
-def _integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
+def integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """A list of integers like 2,3,4; none where the option is not given."""
     try:
         return () if value is None else tuple(int(part) for part in value.split(","))
     except ValueError as error:
@@ -25,10 +26,10 @@ def _integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 @click.option("--budget", type=float, required=True, help="Bits per weight that all layers together may take.")
 @click.option("--method", default="gptq", show_default=True, help="The method whose widths are chosen from.")
 @click.option("--by", type=click.Choice(_KINDS), default="output", show_default=True, help="What to go by.")
-@click.option("--bits", default="2,3,4,5,6,8", show_default=True, callback=_integers, help="Widths to choose from.")
-@click.option("--group", "groups", default="32,64,128", show_default=True, callback=_integers,
+@click.option("--bits", default="2,3,4,5,6,8", show_default=True, callback=integers, help="Widths to choose from.")
+@click.option("--group", "groups", default="32,64,128", show_default=True, callback=integers,
               help="Groups to choose from; -1 is a whole row.")  # fmt: skip
-@click.option("--embedding", "ends", metavar="BITS", callback=_integers,
+@click.option("--embedding", "ends", metavar="BITS", callback=integers,
               help="Make embedding and head part of it, at one of these widths.")  # fmt: skip
 @click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")

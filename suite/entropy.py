@@ -1,13 +1,13 @@
 """What a model's matrices take in one number format after the other, under one coder after the other.
 
-Weights as they are, in FP32, BF16 and FP8 (E4M3, a scale per row), are coded in planes of bytes, the exponent moved to
-a byte of its own as ZipNN does (Hershcovitch et al. 2024, arXiv:2411.05239): a word is turned left by one bit, so that
-its sign follows its mantissa. General-purpose coders get the words as they lie in a file. Quantized weights are coded
-alphabet by alphabet, with everything beside the codes charged as it is stored.
+Weights as they are, in FP32 and BF16, are coded in planes of bytes, the exponent moved to a byte of its own as ZipNN
+does (Hershcovitch et al. 2024, arXiv:2411.05239): a word is turned left by one bit, so that its sign follows its
+mantissa. General-purpose coders get the words as they lie in a file. Quantized weights, FP8 (E4M3, a scale per row)
+among them, are coded alphabet by alphabet, with everything beside the codes charged as it is stored.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from suite.quantize import generator_for, quantize_layer
 from suite.recipe import Recipe, Target
 from suite.store import CodedSize, WeightShape
 
-GROUPS: tuple[Group, ...] = (32, 64, 128, 256, 512, 1024, "row", "tensor")
-DEFAULT = ("rtn", "fp4", "nf4", "lloyd-max", "mxfp4", "nvfp4", "q4_k", "mxint8")
 Coder = Huffman | Ans | Exponents | Gzip | Zstd | Lzma
 _ORDER_0 = (Huffman(), Ans())
 _GENERAL = (Gzip(), Zstd(), Lzma())
@@ -102,9 +100,7 @@ def coded_sizes(checkpoint: Checkpoint, i: int, chosen: Sequence[Format], origin
         for form in chosen:
             size = CodedSize(
                 layer=name, format=form.name, recipe="" if form.recipe is None else str(form.recipe), bits=0.0,
-                group="", coder="", n_weights=W.numel(), n_bits=0.0, beside_bits=0, nmse=0.0,
-                model=origin.model, model_sha256=origin.model_sha256, code=origin.code, env=origin.env,
-                command=origin.command, started=origin.started,
+                group="", coder="", n_weights=W.numel(), n_bits=0.0, beside_bits=0, nmse=0.0, **asdict(origin),
             )  # fmt: skip
             found += _plain(W, form.name, size) if form.target is None else _quantized(W, form, size, name)
     return found

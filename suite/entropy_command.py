@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from suite.allocate_command import integers
+
 if TYPE_CHECKING:
     from suite.entropy import Format, Origin
     from suite.store import CodedSize, WeightShape
@@ -16,14 +18,6 @@ if TYPE_CHECKING:
 _METHODS = "rtn,fp4,nf4,lloyd-max,mxfp4,nvfp4,q4_k,mxint8"
 _GROUPS = "32,64,128,256,512,1024,row,tensor"
 _CODERS = ("fixed", "entropy", "huffman", "ans", "exponents", "zstd", "gzip", "lzma")
-
-
-def _numbers(_: click.Context, __: click.Parameter, value: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in value.split(",")]
-        return [int(number) if number.is_integer() else number for number in numbers]
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of numbers like 2,3,4") from error
 
 
 def _groups(_: click.Context, __: click.Parameter, value: str) -> list[int | str]:
@@ -38,7 +32,7 @@ def _groups(_: click.Context, __: click.Parameter, value: str) -> list[int | str
 @click.command()
 @click.argument("model", default="reference")
 @click.option("--methods", default=_METHODS, show_default=True, help="Methods that need nothing but the weights.")
-@click.option("--bits", default="4", show_default=True, callback=_numbers, help="Widths, for methods that take them.")
+@click.option("--bits", default="4", show_default=True, callback=integers, help="Widths, for methods that take them.")
 @click.option("--groups", default=_GROUPS, show_default=True, callback=_groups,
               help="Groups to try beside a method's own, where its format leaves them open.")  # fmt: skip
 @click.option("--name", help="What to call the model in the store; as it was given by default.")
@@ -46,7 +40,7 @@ def _groups(_: click.Context, __: click.Parameter, value: str) -> list[int | str
               show_default=True)  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
 def entropy(
-    model: str, methods: str, bits: list[float], groups: list[int | str], name: str | None, store: Path,
+    model: str, methods: str, bits: tuple[int, ...], groups: list[int | str], name: str | None, store: Path,
     jobs: int | None,
 ) -> None:  # fmt: skip
     """Code the weights of MODEL's decoder blocks, as they are and quantized, with every coder; nothing is evaluated.

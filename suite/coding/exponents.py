@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from suite.coding.frame import SLAB, Alphabet, Reader, seal, unseal, varint
+from suite.coding.frame import SLAB, Alphabet, Reader, bounds, pack_bits, seal, unpack_bits, unseal, varint
 from suite.coding.huffman import canonical, code_lengths, write_bits
 
 _LANES = 1024  # chunks decoded side by side
@@ -97,7 +97,7 @@ class Exponents:
             used, lengths = np.flatnonzero(counts), code_lengths(counts, self.longest)
             tables.append(Alphabet(used.astype(np.int32)).to_bytes())
             if used.size > 1:
-                tables.append(_pack(lengths[used] - 1, 4))
+                tables.append(pack_bits(lengths[used] - 1, 4))
                 coded, bits = write_bits(exponents, lengths, self.chunk)
                 sizes.append(bits.tobytes())
                 words.append(coded.tobytes())
@@ -108,7 +108,7 @@ class Exponents:
             for start in range(0, symbols.size, SLAB):
                 some = symbols[start : start + SLAB].astype(np.int32)
                 raw = some >> self.exponent_bits & 1 << self.mantissa_bits | some & (1 << self.mantissa_bits) - 1
-                yield _pack((raw >> low & 255).astype(np.uint8), min(8, 1 + self.mantissa_bits - low))
+                yield pack_bits((raw >> low & 255).astype(np.uint8), min(8, 1 + self.mantissa_bits - low))
 
     def decode(self, stream: bytes) -> np.ndarray:
         """The patterns, int32 (n,). Raises `ValueError` for a stream that is damaged or another coder's."""
@@ -135,7 +135,7 @@ class Exponents:
         reader.finish()
         patterns = np.zeros(n, dtype=np.int32)
         for low, wide, plane in planes:
-            for start, some in _unpack(plane, n, wide):
+            for start, some in _slabs_of(plane, n, wide):
                 patterns[start : start + some.size] |= some.astype(np.int32) << low
         above = (1 << self.exponent_bits) - 1 << self.mantissa_bits  # what moves a sign to its place
         together = max(1, _LANES // self.section)
@@ -172,7 +172,7 @@ class _Section:
             return cls(n, int(exponents[0]))
         packed = reader.take((exponents.size + 1) // 2, "code lengths")
         lengths = np.zeros(256, dtype=np.uint8)
-        lengths[exponents] = next(_unpack(packed, exponents.size, 4))[1] + np.uint8(1)
+        lengths[exponents] = unpack_bits(packed, exponents.size, 4) + np.uint8(1)
         if lengths.max() > coder.longest:
             raise reader.damaged(f"a code of {lengths.max()} bits, at most {coder.longest} are allowed")
         try:
@@ -287,38 +287,13 @@ def _steps(
 
 def _check(symbols: np.ndarray, bits: int) -> None:
     """Raise `ValueError` unless `symbols` is a row of fewer than 2^31 patterns of so many bits."""
-    if not isinstance(symbols, np.ndarray) or symbols.ndim != 1 or symbols.dtype.kind not in "iu":
-        found = f"{symbols.dtype} {symbols.shape}" if isinstance(symbols, np.ndarray) else type(symbols).__name__
-        raise ValueError(f"symbols are {found}, expected a one-dimensional array of integers")
-    if symbols.size >= 1 << 31:
-        raise ValueError(f"{symbols.size} symbols, a stream holds fewer than 2^31")
-    if symbols.size and (symbols.min() < 0 or symbols.max() >> bits):
-        raise ValueError(f"symbols lie between {symbols.min()} and {symbols.max()}, expected patterns of {bits} bits")
+    lowest, highest = bounds(symbols)
+    if lowest < 0 or highest >> bits:
+        raise ValueError(f"symbols lie between {lowest} and {highest}, expected patterns of {bits} bits")
 
 
-def _pack(values: np.ndarray, width: int) -> bytes:
-    """Values uint8 (n,) of `width` <= 8 bits each, least significant bit first: eight of them make `width` bytes."""
-    if width == 8:
-        return values.tobytes()
-    eights = np.zeros(-(-values.size // 8) * 8, dtype=np.uint64)
-    eights[: values.size] = values
-    joined = (eights.reshape(-1, 8) << (width * np.arange(8, dtype=np.uint64))).sum(1, dtype=np.uint64)
-    octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
-    return octets.tobytes()[: (values.size * width + 7) // 8]
-
-
-def _unpack(packed: memoryview, n: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The inverse of `_pack` in slabs: where each begins, and its values uint8."""
-    octets = np.frombuffer(packed, dtype=np.uint8)
-    for start in range(0, n, SLAB):
+def _slabs_of(plane: memoryview, n: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """A plane of `n` values of `width` bits in slabs: where each begins, and its values uint8."""
+    for start in range(0, n, SLAB):  # a multiple of 8: whole bytes
         count = min(SLAB, n - start)
-        some = octets[start * width // 8 : ((start + count) * width + 7) // 8]
-        if width < 8:
-            whole = np.zeros((-(-count // 8), 8), dtype=np.uint8)
-            padded = np.zeros(whole.shape[0] * width, dtype=np.uint8)
-            padded[: some.size] = some
-            whole[:, :width] = padded.reshape(-1, width)
-            joined = whole.view("<u8").astype(np.uint64)
-            some = (joined >> (width * np.arange(8, dtype=np.uint64)) & np.uint64((1 << width) - 1)).astype(np.uint8)
-            some = some.reshape(-1)[:count]
-        yield start, some
+        yield start, unpack_bits(plane[start * width // 8 : ((start + count) * width + 7) // 8], count, width)

@@ -219,6 +219,35 @@ class Alphabet:
         return cls((lowest + offsets).astype(np.int32))
 
 
+def pack_bits(values: np.ndarray, width: int) -> bytes:
+    """Values uint8 (n,) of `width` 0 to 8 bits each, least significant bit first: eight of them make `width` bytes.
+
+    >>> pack_bits(np.array([1, 2, 3], dtype=np.uint8), 4).hex()
+    '2103'
+    """
+    if width == 8:
+        return values.tobytes()
+    eights = np.zeros(-(-values.size // 8) * 8, dtype=np.uint64)
+    eights[: values.size] = values
+    joined = (eights.reshape(-1, 8) << (width * np.arange(8, dtype=np.uint64))).sum(1, dtype=np.uint64)
+    octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
+    return octets.tobytes()[: (values.size * width + 7) // 8]
+
+
+def unpack_bits(packed: memoryview, n: int, width: int) -> np.ndarray:
+    """The inverse of `pack_bits`: uint8 (n,), from exactly as many bytes as it takes."""
+    octets = np.frombuffer(packed, dtype=np.uint8)
+    if width == 8:
+        return octets
+    whole = np.zeros((-(-n // 8), 8), dtype=np.uint8)
+    padded = np.zeros((len(whole), width), dtype=np.uint8)
+    padded.reshape(-1)[: octets.size] = octets
+    whole[:, :width] = padded
+    joined = whole.view("<u8").astype(np.uint64)
+    values = joined >> (width * np.arange(8, dtype=np.uint64)) & np.uint64((1 << width) - 1)
+    return values.astype(np.uint8).reshape(-1)[:n]
+
+
 def bounds(symbols: np.ndarray) -> tuple[int, int]:
     """The lowest and the highest of `symbols` (n,), any integer type; two zeros if there are none.
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from suite.coding.frame import Alphabet, seal, tally, unseal, varint
+from suite.coding.frame import Alphabet, pack_bits, seal, tally, unpack_bits, unseal, varint
 
 LONGEST = 16  # bits of a code: two of them fit in a word, and a table of all beginnings in a cache
 _SLAB = 1 << 17  # symbols encoded at a time
@@ -64,7 +64,7 @@ class Huffman:
         lengths = code_lengths(counts, self.longest)
         words, sizes = write_bits(alphabet.places(symbols, np.uint16), lengths, self.chunk)
         longest = int(lengths.max())
-        code = varint(longest) + _pack(lengths - 1, _width(longest)) + varint(self.chunk)
+        code = varint(longest) + pack_bits(lengths - 1, _width(longest)) + varint(self.chunk)
         return seal(self.name, head, code, sizes.data, words.data)
 
     def decode(self, stream: bytes) -> np.ndarray:
@@ -84,7 +84,7 @@ class Huffman:
         if len(rest) % 4:
             raise reader.damaged(f"{len(rest)} bytes of codes are no 32-bit words")
         try:
-            lengths = _unpack(packed, m, _width(longest)) + np.uint8(1)
+            lengths = unpack_bits(packed, m, _width(longest)) + np.uint8(1)
             return read_bits(np.frombuffer(rest, dtype="<u4"), sizes, lengths, n, chunk, alphabet.symbols)
         except ValueError as error:
             raise reader.damaged(str(error)) from error
@@ -299,17 +299,3 @@ def _steps(doubles: np.ndarray, at: np.ndarray, table: np.ndarray, found: np.nda
 def _width(longest: int) -> int:
     """Bits that a code length takes in the stream, 1 less than itself."""
     return max(longest - 1, 0).bit_length()
-
-
-def _pack(values: np.ndarray, width: int) -> bytes:
-    """Values uint8 (m,) of `width` bits each, least significant bit first."""
-    bits = np.unpackbits(values.reshape(-1, 1), axis=1, count=width, bitorder="little") if width else values[:0]
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-def _unpack(packed: memoryview, m: int, width: int) -> np.ndarray:
-    """The inverse of `_pack`: uint8 (m,)."""
-    if width == 0:
-        return np.zeros(m, dtype=np.uint8)
-    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=m * width, bitorder="little")
-    return np.packbits(bits.reshape(m, width), axis=1, bitorder="little").reshape(-1)

@@ -126,7 +126,7 @@ def test_the_command_writes_what_it_prints_and_a_second_run_changes_nothing(llam
         (["--methods", "awq"], "awq needs calibration"),
         (["--methods", "rtm"], "did you mean rtn"),
         (["--groups", "0"], "not a positive integer, row or tensor"),
-        (["--bits", "four"], "not a list of numbers"),
+        (["--bits", "four"], "not a list of integers"),
     ],
 )
 def test_what_cannot_be_coded_is_one_line_and_no_store(llama, tmp_path, monkeypatch, capsys, arguments, message):
