@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 import pytest
+from pages import can_be_heard, parsed, refers_to_itself, stands_alone
 from synthetic import coded_size, coded_sizes, fill_entropy, measured, record, records, weight_shapes
-from test_page import Checker
 
 from reports.command import read
 from reports.entropy_figures import ORIGIN
@@ -29,11 +29,7 @@ def html(sections):
 
 @pytest.fixture(scope="module")
 def page(html):
-    checker = Checker()
-    checker.feed(html)
-    checker.close()
-    assert checker.open == []
-    return checker
+    return parsed(html)
 
 
 def plot_of(sections, stem, key):
@@ -48,30 +44,10 @@ def test_every_question_has_its_figure(sections):
     ]
 
 
-def test_ids_are_unique_and_all_references_resolve(page):
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
-    assert len(set(ids)) == len(ids)
-    for _, attrs in page.tags:
-        for name in attrs.get("aria-labelledby", "").split():
-            assert name in ids
-        if "href" in attrs and attrs["href"] != "report.html":
-            assert attrs["href"].startswith("#") and attrs["href"][1:] in ids
-        for value in attrs.values():
-            assert all(name in ids for name in re.findall(r"url\(#(.*?)\)", value or ""))
-
-
-def test_nothing_comes_from_outside_and_nothing_runs(html, page):
-    assert not re.search(r"https?:|src=|@import|<script|<link", html)
-    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-
-
-def test_a_screen_reader_finds_its_way(page):
-    assert page.all("html") == [{"lang": "en"}]
-    assert page.headings[0] == 1 and page.headings.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
-    assert len(page.svgs) == 9 and all(children[:2] == ["title", "desc"] for children in page.svgs)
-    assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.svgs)
-    assert len(page.all("table")) == len(page.all("caption"))
+def test_the_page_refers_to_itself_stands_alone_and_can_be_heard(html, page):
+    refers_to_itself(page, others=("report.html",))
+    stands_alone(html, page)
+    can_be_heard(page, 9)
 
 
 def test_every_row_names_its_record_or_model_and_its_command(sections, html):

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import divergence
 import pytest
 import tiny
 
@@ -45,3 +46,9 @@ def stories():
         pytest.skip("the stories260k checkpoint is not beside this checkout")
     tokens = {"calibration": str(path / "calibration_tokens.npy"), "evaluation": str(path / "evaluation_tokens.npy")}
     return SimpleNamespace(path=path, inputs=tokens)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The reference model, with a way to the divergence of a recipe on its evaluation tokens."""
+    return divergence.open_reference()

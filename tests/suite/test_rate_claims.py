@@ -1,23 +1,18 @@
 """What entropy coding is worth: gaps to reverse water-filling as theory has them; claim N5 on the reference model."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from suite.blockwise import quantize_block
-from suite.calibration import Calibration, last_hidden
 from suite.coding import Ans, entropy_bits
-from suite.evaluation import Ended, clustered_se, compare
+from suite.evaluation import clustered_se
 from suite.grids import Integer, Steps
 from suite.methods import method_named
-from suite.models.checkpoint import load_model
 from suite.recipe import Recipe, Target
 from suite.rounding import Feedback, Nearest, RateAware
 from suite.statistics import quadratic
-from suite.tokens import load_tokens
 from theory.rate_distortion import ECSQ_GAP_BITS_HIGHRATE, reverse_waterfilling_rate
 
 N, ROWS = 64, 1 << 13
@@ -69,34 +64,6 @@ def test_one_step_for_all_loses_what_pivots_or_eigenvalues_are_spread(exponent):
         assert found == pytest.approx(wanted, abs=0.02)
 
 
-@pytest.fixture(scope="module")
-def reference():
-    """A way to the divergence of a recipe on the reference model's evaluation tokens, and to what it takes."""
-    checkpoint = load_model("reference")
-    calibration = load_tokens(None, "calibration", checkpoint, 256).draw(1 << 15, 0)
-    evaluation = load_tokens(None, "evaluation", checkpoint, 256).spread(1 << 16)
-    kept, ids = Calibration.of(checkpoint, calibration, 1), evaluation.tensor()
-    base = Ended(checkpoint, torch.from_numpy(np.array(last_hidden(checkpoint, evaluation, 1))))
-
-    @torch.no_grad()
-    def measure(recipe):
-        """KL by token (rows, length - 1), stored bits per weight, and bits with the codes coded."""
-        hidden, records = checkpoint.embed(ids), []
-        calibrating = checkpoint.embed(calibration.tensor()) if recipe.inputs == "quantized" else None
-        for i in range(checkpoint.n_blocks):
-            block = checkpoint.block(i)
-            done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), 0, calibrating)
-            assert not any(q.fallbacks for q in done.layers.values())
-            records += done.records
-            calibrating = None if calibrating is None else checkpoint.run(i, block, calibrating)
-            hidden = checkpoint.run(i, block, hidden)
-        kl = compare(Ended(checkpoint, hidden), base, ids).paired.kl
-        weights = sum(x.n_out * x.n_in for x in records)
-        return kl, sum(x.n_bits for x in records) / weights, sum(x.coded_bits for x in records) / weights
-
-    return SimpleNamespace(measure=measure, clusters=evaluation.clusters)
-
-
 def at_rate(name, rate):
     """The recipes at any rate: those of methods, and rounding to nearest and GPTQ on one step, entropy coded."""
     grid, gptq = Steps(bits=rate), RateAware(weight=0.0, feedback=Feedback())
@@ -121,14 +88,15 @@ def test_entropy_coded_steps_beat_grouped_integers_of_as_many_bytes(integers, co
     """
     grouped = Recipe(weights=Target(Integer(bits=bits, group=group), Nearest() if integers == "rtn" else Feedback()),
                      inputs="original" if integers == "rtn" else "quantized")  # fmt: skip
-    kl, stored, entropy_coded = reference.measure(grouped)
+    kl, stored, entropy_coded, fallbacks = reference.divergence(grouped)
+    assert not fallbacks
     print(f"{integers} {bits} bits, groups of {group}: {stored:.4f} bpw, coded {entropy_coded:.4f}; KL {kl.mean():.5f} "
           f"+- {clustered_se(kl, reference.clusters):.5f}")  # fmt: skip
     differences = {}
     for reading, rate in (("fixed", stored), ("coded", entropy_coded)):
         for name in coded:
-            other, bpw, _ = reference.measure(at_rate(name, rate))
-            assert 0.995 * rate <= bpw <= rate
+            other, bpw, _, fallbacks = reference.divergence(at_rate(name, rate))
+            assert 0.995 * rate <= bpw <= rate and not fallbacks
             difference, se = (other - kl).mean(), clustered_se(other - kl, reference.clusters)
             own = clustered_se(other, reference.clusters)
             print(f"  {reading}: {name} {bpw:.4f} bpw, KL {other.mean():.5f} +- {own:.5f}; "
