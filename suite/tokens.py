@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from suite.cache import keep_array
-from suite.models.checkpoint import REFERENCE, SHIPPED, Checkpoint
+from suite.models.checkpoint import REFERENCE, Checkpoint, is_shipped
 from suite.reference.text import LENGTH, START, Part, cut_rows, read_files, rows_sha256
 
 
@@ -110,7 +110,7 @@ def _encode(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
 
 def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
     """The reference text as the checkpoint tokenizes it; the shipped model's own rows are checked by hash."""
-    own = checkpoint.name in SHIPPED
+    own = is_shipped(checkpoint.name)
     width = LENGTH if own else length
     files = read_files(part)
     tokenizer = hashlib.sha256((checkpoint.path / "tokenizer.json").read_bytes()).hexdigest() if own else ""

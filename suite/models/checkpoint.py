@@ -20,25 +20,33 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from suite.models.architecture import Architecture, architecture_of, weight_of
+from suite.models.doses import split_dose
 from suite.models.files import FLOATS, Stored, index_of, read_tensor, weight_files
 from suite.models.outliers import OutlierDial
 
 REFERENCE = Path(__file__).parent.parent / "reference"
-SHIPPED = {"reference": None, "reference+outliers": OutlierDial()}
+SHIPPED = ("reference", "reference+outliers")
 _ROWS_TOKENS = 4096  # tokens run through a block at once
 
 
 def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> "Checkpoint":
-    """The checkpoint of this name: a directory in Hugging Face format, a hub id, or a shipped name.
+    """The checkpoint of this name: a directory in Hugging Face format, a hub id, or "reference", the shipped one.
 
-    Raises `ValueError` in one line for anything that is not a readable checkpoint of a supported architecture.
+    Any of these with `+outliers[:KIND][:FACTOR]` behind it is that model with the outlier dial on, KIND norm, linear or
+    both, FACTOR a power of two to 256; 64-fold outliers of both kinds by default. Raises `ValueError` in one line for
+    anything that is not a readable checkpoint of a supported architecture.
     """
-    if name in SHIPPED:
-        return Checkpoint.open(REFERENCE, name=name, dial=SHIPPED[name], dtype=dtype)
-    path = Path(name)
-    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
-        path = _download(name)
-    return Checkpoint.open(path, name=name.rstrip("/"), dtype=dtype)
+    shipped = is_shipped(name)
+    base, dose = split_dose(name) if shipped or not Path(name).is_dir() else (name, None)
+    path = REFERENCE if shipped else Path(base)
+    if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("."):
+        path = _download(base)
+    return Checkpoint.open(path, name=name.rstrip("/"), dial=OutlierDial.of(dose), dtype=dtype)
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a model's name is that of the shipped one, at any dose of outliers."""
+    return re.fullmatch(r"reference(\+outliers(:.*)?)?", name) is not None
 
 
 def _download(hub_id: str) -> Path:

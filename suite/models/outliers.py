@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from suite.models.architecture import Architecture, Site, weight_of
+from suite.models.doses import KINDS, Dose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,11 @@ class OutlierDial:
     def __post_init__(self) -> None:
         if self.factor < 1 or self.factor & (self.factor - 1):
             raise ValueError(f"factor {self.factor}: expected a power of two")
+
+    @classmethod
+    def of(cls, dose: Dose | None) -> "OutlierDial | None":
+        """The dial at this dose; None where it changes nothing, so that a model at dose 1 is the model itself."""
+        return None if dose is None or dose.factor == 1 else cls(factor=dose.factor, kinds=KINDS[dose.kind])
 
     @torch.no_grad()
     def apply(self, block: nn.Module, architecture: Architecture, i: int) -> None:

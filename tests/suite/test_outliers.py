@@ -4,7 +4,9 @@ import torch
 
 from suite.calibration import Calibration
 from suite.models.architecture import architecture_of
-from suite.models.checkpoint import Checkpoint
+from suite.models.checkpoint import Checkpoint, load_model
+from suite.models.doses import KINDS as NAMED
+from suite.models.doses import Dose, split_dose
 from suite.models.outliers import OutlierDial, scale_site, spread_over_heads
 from suite.tokens import Tokens
 
@@ -93,3 +95,61 @@ def test_the_seed_and_the_block_choose_the_channels(path):
 def test_a_factor_that_would_round_is_refused(factor):
     with pytest.raises(ValueError, match=f"factor {factor}: expected a power of two"):
         OutlierDial(factor=factor)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dose"),
+    [
+        ("", ("both", 64)),
+        (":16", ("both", 16)),
+        (":norm", ("norm", 64)),
+        (":linear:16", ("linear", 16)),
+        (":both:256", ("both", 256)),
+        (":norm:1", ("norm", 1)),
+    ],
+)
+@pytest.mark.parametrize("base", ["reference", "org/model", "../a dir/with:colon", "x+outliers:norm:4"])
+def test_names_say_which_dial_is_on(base, suffix, dose):
+    assert split_dose(f"{base}+outliers{suffix}") == (base, Dose(*dose))
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("factor", [1, 2, 256])
+def test_a_dose_is_read_back_from_the_name_it_gives(kind, factor):
+    assert split_dose(Dose(kind, factor).name("a/b")) == ("a/b", Dose(kind, factor))
+
+
+@pytest.mark.parametrize("name", ["reference", "a+outliers/model", "a+outliersx", "+outliers", "a+outlier:norm"])
+def test_other_names_have_no_dose(name):
+    assert split_dose(name) == (name, None)
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [":", ":norm:", ":16:norm", ":norms", ":3", ":0", ":512", ":-2", ":2.0", ":norm:16:", "::16", ":²", ":0064", ": 4"],
+)
+@pytest.mark.parametrize("base", ["reference", "org/model"])
+def test_a_suffix_that_is_no_dose_is_one_line(base, suffix):
+    with pytest.raises(ValueError, match=r"expected .*\[:KIND\]\[:FACTOR\], KIND one of norm, linear, both") as e:
+        load_model(f"{base}+outliers{suffix}")
+    assert str(e.value).startswith(f"{base}+outliers{suffix}: ") and "\n" not in str(e.value)
+
+
+def test_any_model_takes_a_dose_and_the_least_changes_nothing(path):
+    plain, dosed = load_model(str(path)), load_model(f"{path}+outliers:linear:16")
+    assert dosed.dial == OutlierDial(factor=16, kinds=("linear",)) and dosed.name == f"{path}+outliers:linear:16"
+    assert len({plain.sha256, dosed.sha256, load_model(f"{path}+outliers").sha256}) == 3
+    assert load_model(f"{path}+outliers:norm:1").sha256 == plain.sha256
+
+
+def test_the_shipped_dialed_model_is_what_it_was_before_doses_had_names():
+    found = load_model("reference+outliers")
+    assert found.dial == OutlierDial() and str(found.dial) == (
+        "OutlierDial(factor=64, every=64, kinds=('norm', 'linear'), seed=0)"  # in the hash
+    )
+    assert load_model("reference+outliers:both:64").sha256 == found.sha256
+
+
+def test_a_directory_of_that_very_name_is_the_model(path, tmp_path):
+    (tmp_path / "m+outliers:norm").symlink_to(path)
+    assert load_model(str(tmp_path / "m+outliers:norm")).dial is None
