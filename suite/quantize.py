@@ -13,6 +13,7 @@ from suite.grids.grid import Fitted, Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
+from suite.rounding import Qronos
 from suite.statistics import LayerStatistics, quadratic, statistics_of
 from suite.transforms import Score
 
@@ -29,9 +30,17 @@ def quantize_layer(
     H: torch.Tensor | None,
     generator: torch.Generator,
     coding: Coding = Fixed(),  # noqa: B008 - a frozen value
+    cross: torch.Tensor | None = None,
 ) -> Quantized:
-    """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores."""
-    rounded = target.rounding.round(W, target.grid, H, generator)
+    """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores.
+
+    `cross` (in, in) is X^T X~ / n, of the unquantized model's inputs with those that H = X~^T X~ / n is of; only
+    `Qronos` reads it, and takes X = X~ without it.
+    """
+    if isinstance(target.rounding, Qronos):
+        rounded = target.rounding.round(W, target.grid, H, generator, cross)
+    else:
+        rounded = target.rounding.round(W, target.grid, H, generator)
     return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, fallbacks=rounded.fallbacks)
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
-from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, RateAware, Stochastic
+from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
 from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
 
 Transform = SmoothScale | AwqScale
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Target:
             if self.grid.convention != "real-zero":
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
-        order = feedback.order if isinstance(feedback, Feedback) else None
+        order = feedback.order if isinstance(feedback, Feedback | Qronos) else None
         if isinstance(self.grid, Sparse) and self.grid.score == "feedback" and order != "given":
             return f"masks chosen in error feedback take the given order, the rounding is {canonical(self.rounding)}"
         if isinstance(self.grid, Exl2) and order != "decreasing":

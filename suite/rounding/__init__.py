@@ -8,8 +8,9 @@ all that error feedback needs of them.
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 from suite.rounding.feedback import Feedback
 from suite.rounding.half_quadratic import HalfQuadratic
+from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware)
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos)
 
-__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "RateAware", "Rounded", "Stochastic"]
+__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "Qronos", "RateAware", "Rounded", "Stochastic"]

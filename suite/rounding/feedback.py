@@ -67,15 +67,17 @@ class Feedback:
         """Codes for `W` (out, in) given `H` (in, in); `ValueError` without H or where H has the wrong shape."""
         H = checked(H, W.shape[1])
         R, perm, fallbacks = factor(H, self.order, self.damping)
-        fitted = grid.fit(W, H)
+        codes, fitted = self.place(Ordered.of(W, H, R, perm), grid.fit(W, H), generator)
+        return Rounded(codes, fitted, fallbacks)
+
+    def place(self, columns: "Ordered", fitted: Fitted, generator: torch.Generator) -> tuple[torch.Tensor, Fitted]:
+        """Codes (out, in) for `columns` on a grid fitted to the matrix, and the grid with its groups as asked for."""
         if fitted.mask_size and self.order != "given":
             raise ValueError(f"masks chosen in error feedback need the given order of columns, not {self.order!r}")
         regroup = self.groups != "static" and fitted.regroups
         if regroup and self.order != "given":
-            fitted = fitted.in_order(perm)
-        columns = Ordered.of(W, H, R, perm)
-        codes, fitted = self.sweep(columns, fitted, self.pick, generator, regroup)
-        return Rounded(codes, fitted, fallbacks)
+            fitted = fitted.in_order(columns.perm)
+        return self.sweep(columns, fitted, self.pick, generator, regroup)
 
     def sweep(
         self, columns: "Ordered", fitted: Fitted, pick: Pick, generator: torch.Generator, regroup: bool = False
@@ -103,7 +105,8 @@ class Feedback:
                     if masked and j % masked == 0:
                         _mark(fitted, columns, j, first, last, current[j - start : last - start])
                     column = slice(j, j + 1) if self.order == "given" else perm[j : j + 1]
-                    code, value = pick.pick(now[j - start], fitted, column, generator)
+                    x = now[j - start] if j or columns.first is None else columns.first[:, None]
+                    code, value = pick.pick(x, fitted, column, generator)
                     codes.append(code[:, 0])
                     torch.sub(wanted[j], value, out=missed[j])
         back = torch.empty_like(perm)
@@ -116,7 +119,7 @@ class Ordered:
     """A matrix with its columns as rows, in the order in which they are rounded: row j is `perm[j]` of `W`.
 
     `A` (in, in) is R with columns scaled to a unit diagonal, `pivots` (in,). Row j of `errors` is column j of W - Q
-    once it is rounded.
+    once it is rounded. `first` (out,) is what the first column is rounded from, where it is not its value (Qronos).
     """
 
     original: torch.Tensor
@@ -125,6 +128,7 @@ class Ordered:
     pivots: torch.Tensor
     H: torch.Tensor
     perm: torch.Tensor
+    first: torch.Tensor | None = None
 
     @classmethod
     def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "Ordered":
