@@ -19,6 +19,7 @@ from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
 from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
+from suite.methods.qronos import QRONOS
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
@@ -33,6 +34,8 @@ METHODS: tuple[Method, ...] = (
     K_MEANS, TERNARY, BINARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
+    # coordinates
+    QRONOS,
     # entropy coded
     DFLOAT11, ECF8, ENTROLLM, ECSQ, CERWU, WATERSIC,
 )  # fmt: skip
