@@ -94,6 +94,7 @@ def quantize_matrix(
     bits: float | None = None,
     H: torch.Tensor | None = None,
     X: torch.Tensor | None = None,
+    Xq: torch.Tensor | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Quantized:
@@ -101,8 +102,10 @@ def quantize_matrix(
 
     `H` (in, in) is the Gram matrix X^T X / n of the layer's inputs; `X` (tokens, in) may be given instead, and must
     be for transforms that look at activations (AWQ, SmoothQuant). Their channel scales are kept with the matrix and
-    charged, since there is no layer before it to absorb them. `options` go to the method. Raises `ValueError` for
-    shapes that do not fit, a method that needs what is not given, and an unsupported combination.
+    charged, since there is no layer before it to absorb them. `Xq` (tokens, in) are the inputs that the quantized model
+    has in place of `X` at the same tokens: H is then theirs, and Qronos corrects the difference; without it, as with
+    H alone, Qronos takes the inputs for matched. `options` go to the method. Raises `ValueError` for shapes that do not
+    fit, a method that needs what is not given, and an unsupported combination.
 
     >>> q = quantize_matrix(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), method="rtn", bits=2, group=4)
     >>> q.dequantize(), q.n_bits
@@ -124,14 +127,26 @@ def quantize_matrix(
         raise ValueError("the recipe does not quantize weights")
     if recipe.unsupported:
         raise ValueError(recipe.unsupported)
-    statistics = None if X is None else statistics_of(X)
+    statistics, cross = None if X is None else statistics_of(X), None
+    if Xq is not None:
+        H, cross = _mismatched(X, Xq, H)
     if H is None and statistics is not None:
         H = statistics.gram
     scale = _kept_scale(W, recipe, statistics)
     if scale is not None:
-        W, H = W * scale.to(W.dtype), None if H is None else H / scale.double() / scale.double()[:, None]
-    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"), recipe.coding)
+        W, both = W * scale.to(W.dtype), scale[:, None] * scale
+        H, cross = (None if gram is None else gram / both for gram in (H, cross))
+    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"), recipe.coding, cross)
     return result if scale is None else replace(result, in_scale=scale)
+
+
+def _mismatched(X: torch.Tensor | None, Xq: torch.Tensor, H: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Xq^T Xq / n and X^T Xq / n (in, in), float64; `ValueError` unless X goes with Xq and says all there is."""
+    if X is None or X.shape != Xq.shape or H is not None:
+        found = "no X" if X is None else f"X of shape {tuple(X.shape)}" + ("" if H is None else " and H")
+        raise ValueError(f"Xq of shape {tuple(Xq.shape)} needs X of that shape, and gives H itself: found {found}")
+    wide = Xq.double()
+    return wide.T @ wide / len(wide), X.double().T @ wide / len(wide)
 
 
 def _kept_scale(W: torch.Tensor, recipe: Recipe, statistics: LayerStatistics | None) -> torch.Tensor | None:
