@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-VERSION = 2
+VERSION = 3
 _TRIES = 200  # ten seconds
 _APPLICATION = 0x62667231  # "bfr1": tells our files from other SQLite files
 
@@ -155,6 +155,83 @@ class WeightShape:
     counts: np.ndarray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierRow:
+    """How far from even a layer's inputs or weights are, after `transforms` (a recipe's tuple; "()" is none).
+
+    `tensor` is "inputs", whose `layer` is the first that reads them, or "weights". The figures are those of
+    `suite.outlier_metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
+    `massive` count the channels, of `n_channels`, that hold such outliers, inputs' alone. None is not a number.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    transforms: str
+    tensor: Literal["inputs", "weights"]
+    n_channels: int
+    kurtosis: float | None
+    max_to_median: float | None
+    incoherence: float | None
+    dynamic_range: float | None
+    normal: int | None
+    massive: int | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothingRow:
+    """Dynamic ranges of a site's inputs and weights after SmoothQuant's scaling at `alpha`, and the error of rounding.
+
+    `layer` is the first of the site; `error` is the output error, relative, with both at `bits`.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    alpha: float
+    bits: int
+    inputs: float | None
+    weights: float | None
+    error: float | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SalienceRow:
+    """The `share` of a layer's output error at `bits` that the `protected` part of weights or channels carries.
+
+    They are the first by `criterion`, in about the `fraction` asked for; `protected` is the fraction that it is.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    transforms: str
+    criterion: str
+    fraction: float
+    bits: int
+    protected: float
+    share: float | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+def _columns(kind: type) -> str:
+    return ", ".join(f'"{f.name}"' for f in fields(kind))
+
+
 _RECORD = [f.name for f in fields(Record)]
 _LAYER = [f.name for f in fields(LayerRecord)]
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
@@ -166,6 +243,12 @@ create table spectra (model_sha256, data_sha256, layer, n_out, variance, energy,
 create table histograms (cell, code, env, stream, levels, counts, primary key (cell, code, env, stream));
 create table sizes ({", ".join(_SIZE)}, primary key (model, model_sha256, layer, recipe, format, coder));
 create table shapes (model, model_sha256, layer, n_weights, rms, counts, primary key (model, model_sha256, layer));
+create table outliers ({_columns(OutlierRow)},
+                       primary key (model, model_sha256, data_sha256, layer, transforms, tensor));
+create table smoothing ({_columns(SmoothingRow)},
+                        primary key (model, model_sha256, data_sha256, layer, alpha, bits));
+create table salience ({_columns(SalienceRow)},
+                       primary key (model, model_sha256, data_sha256, layer, transforms, criterion, fraction, bits));
 pragma application_id = {_APPLICATION};
 pragma user_version = {VERSION};
 """
@@ -324,6 +407,26 @@ class Store:
                             counts=np.frombuffer(counts, dtype=np.int64))
                 for model, sha256, layer, n, rms, counts in rows]  # fmt: skip
 
+    def outliers(self) -> list[OutlierRow]:
+        """How far from even all measured inputs and weights are."""
+        order = "model, model_sha256, data_sha256, transforms, tensor, layer"
+        return [OutlierRow(**row) for row in self._flat("outliers", OutlierRow, order)]
+
+    def smoothing(self) -> list[SmoothingRow]:
+        """Ranges and errors over SmoothQuant's alpha."""
+        order = "model, model_sha256, data_sha256, layer, bits, alpha"
+        return [SmoothingRow(**row) for row in self._flat("smoothing", SmoothingRow, order)]
+
+    def salience(self) -> list[SalienceRow]:
+        """Which share of the error the most salient weights and channels carry."""
+        order = "model, model_sha256, data_sha256, transforms, criterion, layer, bits, fraction"
+        return [SalienceRow(**row) for row in self._flat("salience", SalienceRow, order)]
+
+    def _flat(self, table: str, kind: type, order: str) -> Iterator[dict[str, Any]]:
+        names = [f.name for f in fields(kind)]
+        for row in self._connection.execute(f"select {_columns(kind)} from {table} order by {order}"):
+            yield dict(zip(names, row, strict=True))
+
     def put(
         self, record: Record, layers: Iterable[LayerRecord] = (), histograms: Iterable[Histogram] = ()
     ) -> None:  # fmt: skip
@@ -352,6 +455,14 @@ class Store:
             self._insert("sizes", [list(astuple(size)) for size in sizes])
             self._insert("shapes", [[s.model, s.model_sha256, s.layer, s.n_weights, s.rms, _blob(s.counts, "<i8")]
                                     for s in shapes])  # fmt: skip
+
+    def put_outliers(
+        self, outliers: Iterable[OutlierRow], smoothing: Iterable[SmoothingRow], salience: Iterable[SalienceRow]
+    ) -> None:
+        """Write a model's figures of outliers, replacing those of the same model, data, layers and transforms."""
+        with self._transaction():
+            for table, found in (("outliers", outliers), ("smoothing", smoothing), ("salience", salience)):
+                self._insert(table, [list(astuple(row)) for row in found])
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:

@@ -5,7 +5,19 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from suite.store import VERSION, CodedSize, Histogram, LayerRecord, Record, Spectrum, Store, WeightShape
+from suite.store import (
+    VERSION,
+    CodedSize,
+    Histogram,
+    LayerRecord,
+    OutlierRow,
+    Record,
+    SalienceRow,
+    SmoothingRow,
+    Spectrum,
+    Store,
+    WeightShape,
+)
 
 
 def record(cell="c0", **changed):
@@ -65,6 +77,25 @@ def test_what_belongs_to_entropy_is_read_back_and_replaced_with_its_model_or_rec
         assert (same.layer, same.n_weights, same.rms) == ("a", 3, 1 / 3)
         assert np.array_equal(same.counts, shape.counts)
         assert store.histograms(record("other")) == []
+
+
+def row(kind, **changed):
+    """Every field filled, each number with all its digits in use."""
+    values = {f.name: f"some {f.name}" if f.type == "str" or f.type is str else 1 / (3 + i)
+              for i, f in enumerate(fields(kind))}  # fmt: skip
+    return kind(**values | {"model": "m", **changed})
+
+
+def test_outliers_are_read_back_and_replaced_where_all_that_names_them_is_the_same(tmp_path):
+    found = row(OutlierRow, kurtosis=float("inf"), massive=None)
+    smooth, salient = row(SmoothingRow), row(SalienceRow)
+    with Store(tmp_path / "s.db") as store:
+        store.put_outliers([replace(found, kurtosis=1.0)], [replace(smooth, error=1.0)], [replace(salient, share=1.0)])
+        store.put_outliers([found, replace(found, transforms="()")], [smooth, replace(smooth, alpha=0.0)],
+                           [salient, replace(salient, criterion="another", share=float("nan"))])  # fmt: skip
+        assert store.outliers() == [replace(found, transforms="()"), found]
+        assert store.smoothing() == [replace(smooth, alpha=0.0), smooth]
+        assert store.salience() == [replace(salient, criterion="another", share=None), salient]
 
 
 @pytest.mark.parametrize("status, finished", [("ok", True), ("skipped", True), ("failed", False)])
