@@ -1,12 +1,31 @@
 """Transforms: in which coordinates? The model's function stays the same.
 
-So far channel scales: a linear layer's input channel j is divided by s_j where it is made (a norm's gain, or the rows
-of the layer before) and its column of W multiplied by s_j. A transform that searches is handed a `score` of a
-candidate; what is behind it (which grid, which rounding, which activations) it does not know.
+A transform says where it acts, its `place`:
+
+- "fold": a linear layer's input channel j is divided by s_j where it is made (a norm's gain, or the rows of the layer
+  before) and its column of W multiplied by s_j;
+- "residual": the stream between the blocks is rotated, which embedding, head and blocks absorb;
+- "heads": what attention mixes is rotated head by head, which value and output projections absorb;
+- "online" and "across": the inputs of some linear layers pass through maps at run time, W through their inverses;
+- "keys": queries and keys are rotated at run time, after the rotary embedding.
+
+A transform that searches is handed a `score` of a candidate; what is behind it (which grid, which rounding, which
+activations) it does not know.
 """
 
+from suite.transforms.maps import MAPS, Map, Scale, map_from, map_header
+from suite.transforms.rotation import RotateHeads, RotateInputs, RotateKeys, RotateResidual, RotateValues
 from suite.transforms.scale import AwqScale, Score, SmoothScale, awq_scale, smooth_scale
+from suite.transforms.zigzag import DualRotation, Zigzag
 
-TRANSFORMS = (SmoothScale, AwqScale)
+Transform = (
+    SmoothScale | AwqScale | RotateResidual | RotateValues | RotateInputs | RotateHeads | RotateKeys | Zigzag
+    | DualRotation
+)  # fmt: skip
+TRANSFORMS: tuple[type, ...] = Transform.__args__
 
-__all__ = ["TRANSFORMS", "AwqScale", "Score", "SmoothScale", "awq_scale", "smooth_scale"]
+__all__ = [
+    "MAPS", "TRANSFORMS", "AwqScale", "DualRotation", "Map", "RotateHeads", "RotateInputs", "RotateKeys",
+    "RotateResidual", "RotateValues", "Scale", "Score", "SmoothScale", "Transform", "Zigzag", "awq_scale", "map_from",
+    "map_header", "smooth_scale",
+]  # fmt: skip
