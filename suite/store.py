@@ -157,7 +157,7 @@ class WeightShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierRow:
-    """How far from even a layer's inputs or weights are, after `transforms` (a recipe's tuple; "()" is none).
+    """How far from even a layer's inputs or weights are, in `coordinates`, a short name for a recipe's `transforms`.
 
     `tensor` is "inputs", whose `layer` is the first that reads them, or "weights". The figures are those of
     `suite.outlier_metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
@@ -168,6 +168,7 @@ class OutlierRow:
     model_sha256: str
     data_sha256: str
     layer: str
+    coordinates: str
     transforms: str
     tensor: Literal["inputs", "weights"]
     n_channels: int
@@ -216,6 +217,7 @@ class SalienceRow:
     model_sha256: str
     data_sha256: str
     layer: str
+    coordinates: str
     transforms: str
     criterion: str
     fraction: float
