@@ -1,45 +1,74 @@
 """Quantize one decoder block: transform, round layer by layer, put the result where the weights were."""
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from suite.calibration import gather
+from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
-from suite.models.architecture import linear
+from suite.models.architecture import Site, linear, weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
-from suite.quantize import generator_for, output_error, quantize_activations, quantize_layer, relative_errors
+from suite.models.turn import turn_back, turn_columns, turn_heads, turn_rows, values_site
+from suite.outside import UnsupportedError
+from suite.quantize import (
+    generator_for,
+    output_error,
+    quantize_activations,
+    quantize_layer,
+    relative_errors,
+    squared_error,
+)
 from suite.quantized import Quantized
 from suite.recipe import Recipe
 from suite.statistics import LayerStatistics, quadratic
 from suite.store import LayerRecord
+from suite.transforms import Map, Scale
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedBlock:
     """The block's quantized layers by full name, and a record of each.
 
-    `ranges` are the largest inputs, in size, of layers whose static activation scales are made for them.
+    `ranges` are the largest inputs, in size, of layers whose static activation scales are made for them; `maps` what is
+    done to the inputs of a site at run time, by the full name of its first layer. `unquantized` is the block in the
+    same coordinates before anything was rounded, where a recipe compares the two.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
     records: list[LayerRecord] = field(default_factory=list)
     ranges: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, tuple[Map, ...]] = field(default_factory=dict)
+    unquantized: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Coordinates:
-    """How a block's weights differ from the checkpoint's: W' = W * into / out_of, by layer; and what inputs became."""
+class Coordinates:
+    """How a transformed block differs from the one that was read.
 
-    into: dict[str, torch.Tensor]
-    out_of: dict[str, torch.Tensor]
-    statistics: dict[str, LayerStatistics]  # by the first layer of each site
+    `statistics` are those of the inputs as they have become, and `maps` what happens to them at run time, both by the
+    first layer of each site.
+    """
+
+    statistics: dict[str, LayerStatistics]
+    maps: dict[str, tuple[Map, ...]] = field(default_factory=dict)
+    _inverses: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = field(default_factory=dict)
+
+    def undone_by(self, layer: str, inverse: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Note what takes a layer's weights back across the step that was just made."""
+        self._inverses.setdefault(layer, []).append(inverse)
 
     def back(self, layer: str, Q: torch.Tensor) -> torch.Tensor:
-        """A layer's quantized weights (out, in) in the checkpoint's coordinates."""
-        return Q / self.into[layer] * self.out_of[layer][:, None]
+        """A layer's weights (out, in) in the coordinates that the block was read in."""
+        for inverse in reversed(self._inverses.get(layer, [])):
+            Q = inverse(Q)
+        return Q
 
 
 @torch.no_grad()
@@ -51,29 +80,48 @@ def quantize_block(
     statistics: dict[str, LayerStatistics],
     seed: int,
     hidden: torch.Tensor | None,
+    original: torch.Tensor | None = None,
 ) -> QuantizedBlock:
     """Quantize block `i` in place. What transforms leave unquantized is rounded to the type it is stored in.
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
     are the calibration rows as the quantized model so far hands them to this block, for recipes that ask for them:
-    then a site is measured when everything before it is quantized; None otherwise.
+    then a site is measured when everything before it is quantized; None otherwise. `original` are the same rows in the
+    unquantized model, for roundings that ask for both.
     """
     architecture, done = checkpoint.architecture, QuantizedBlock()
-    original = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
-    coordinates = _transform(checkpoint, i, block, recipe, statistics)
+    read = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
+    coordinates = transform_block(checkpoint, i, block, recipe, statistics, seed)
+    untransformed = _untransformed(checkpoint, i)
+    if original is not None:
+        done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
     for site in architecture.sites:
-        there = coordinates.statistics[site.layers[0]]
-        gram = there.gram if hidden is None else gather(checkpoint, i, block, hidden, site).gram
+        first = site.layers[0]
+        there, cross = coordinates.statistics[first], None
+        if hidden is None:
+            gram = there.gram
+        elif done.unquantized is None or original is None:
+            gram = gather(checkpoint, i, block, hidden, site).gram
+        else:
+            rounded = _rounding_of_inputs(recipe, float(there.max_abs.max()))
+            both = (block, hidden), (done.unquantized, original)
+            gram, cross = gather_cross(checkpoint, i, both, site, rounded)
+        maps = coordinates.maps.get(first, ())
+        if maps:
+            done.maps[architecture.full_name(i, first)] = maps
         for layer in site.layers:
             name, module = architecture.full_name(i, layer), linear(block, layer)
             target = recipe.target_of(name)
             if target is not None:
-                found = quantize_layer(module.weight, target, gram, generator_for(seed, name), recipe.coding)
+                generator = generator_for(seed, name)
+                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross)
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
-                Q, H = coordinates.back(layer, module.weight), statistics[site.layers[0]].gram
-                done.records.append(_record(name, found, original[layer], Q, H))
+                pair = read[layer], coordinates.back(layer, module.weight)
+                charged = maps if layer == first else ()
+                H = statistics[first].gram
+                done.records.append(_record(name, found, pair, untransformed(layer, *pair), H, charged))
             if recipe.activations is not None:
                 max_abs = float(there.max_abs.max())
                 quantize_inputs(module, recipe.activations.grid, max_abs)
@@ -82,28 +130,114 @@ def quantize_block(
     return done
 
 
-def _transform(
-    checkpoint: Checkpoint, i: int, block: nn.Module, recipe: Recipe, statistics: dict[str, LayerStatistics]
-) -> _Coordinates:
-    """Apply the recipe's transforms to the block, in place and in order."""
-    layers = {layer: linear(block, layer).weight for layer in checkpoint.architecture.layers}
-    into = {layer: torch.ones_like(W[0]) for layer, W in layers.items()}
-    out_of = {layer: torch.ones_like(W[:, 0]) for layer, W in layers.items()}
-    found = _Coordinates(into, out_of, dict(statistics))
-    for transform in recipe.transforms:
+def _rounding_of_inputs(recipe: Recipe, max_abs: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    if recipe.activations is None:
+        return lambda x: x
+    grid = recipe.activations.grid
+    return lambda x: quantize_activations(x, grid, max_abs)
+
+
+@torch.no_grad()
+def transform_block(
+    checkpoint: Checkpoint,
+    i: int,
+    block: nn.Module,
+    recipe: Recipe,
+    statistics: Mapping[str, LayerStatistics],
+    seed: int,
+    watch: Callable[[int, Coordinates], None] = lambda number, coordinates: None,
+) -> Coordinates:
+    """Apply the recipe's transforms to block `i`, in place and in order; its function stays the same.
+
+    Rotations of the residual stream are none of a single block's: `checkpoint` has them, and `statistics` are in their
+    coordinates. `watch` is called with every transform's number once it is applied.
+    """
+    found = Coordinates(dict(statistics))
+    transform: Any  # each place has a `fit` of its own
+    for number, transform in enumerate(recipe.transforms):
+        if transform.place == "heads":
+            generator = generator_for(seed, f"{checkpoint.architecture.full_name(i, 'values')}/{number}")
+            _rotate_values(checkpoint, block, found, transform.fit(checkpoint.head_dim, generator))
         for site in checkpoint.architecture.sites:
-            if site.kind not in transform.sources or (site.grouped and _shares_heads(block)):
-                continue
-            weights = {checkpoint.architecture.full_name(i, layer): layers[layer] for layer in site.layers}
-            now = found.statistics[site.layers[0]]
-            s = transform.fit(list(weights.values()), now, output_error(weights, now, recipe)).to(into[site.layers[0]])
-            scale_site(block, site, s, s)
-            found.statistics[site.layers[0]] = now.scaled(s)
-            for layer in site.layers:
-                into[layer] *= s
-            if site.kind == "linear":
-                out_of[site.source] *= s
+            name = checkpoint.architecture.full_name(i, site.layers[0])
+            if transform.place == "fold" and site.kind in transform.sources:
+                if not (site.grouped and _shares_heads(block)):
+                    _scale(checkpoint, i, block, recipe, site, found, transform)
+            elif transform.place == "online" and any(layer.endswith(transform.sites) for layer in site.layers):
+                weights = [linear(block, layer).weight for layer in site.layers]
+                generator = generator_for(seed, f"{name}/{number}")
+                for m in transform.fit(weights, found.statistics[site.layers[0]], generator):
+                    _map_site(block, site, found, m)
+            elif transform.place == "across" and site.grouped:
+                heads = linear(block, site.layers[0]).in_features // checkpoint.head_dim
+                for m in transform.fit(heads, checkpoint.head_dim):
+                    _map_site(block, site, found, m)
+        watch(number, found)
+    for site in checkpoint.architecture.sites:
+        map_inputs(block, site, found.maps.get(site.layers[0], ()))
     return found
+
+
+def _scale(
+    checkpoint: Checkpoint, i: int, block: nn.Module, recipe: Recipe, site: Site, found: Coordinates, transform: Any
+) -> None:
+    """Search a site's channel scale and fold it into what comes before; behind a map it stays at run time."""
+    layers = {layer: linear(block, layer).weight for layer in site.layers}
+    weights = {checkpoint.architecture.full_name(i, layer): W for layer, W in layers.items()}
+    now = found.statistics[site.layers[0]]
+    s = transform.fit(list(weights.values()), now, output_error(weights, now, recipe)).to(layers[site.layers[0]])
+    if found.maps.get(site.layers[0]):
+        _map_site(block, site, found, Scale.stored(s))
+        return
+    scale_site(block, site, s, s)
+    found.statistics[site.layers[0]] = now.scaled(s)
+    for layer in site.layers:
+        found.undone_by(layer, lambda Q: Q / s)
+    if site.kind == "linear":
+        found.undone_by(site.source, lambda Q: Q * s[:, None])
+
+
+def _rotate_values(checkpoint: Checkpoint, block: nn.Module, found: Coordinates, R: torch.Tensor) -> None:
+    """Turn what attention mixes, head by head."""
+    site = values_site(checkpoint.architecture)
+    if found.maps.get(site.layers[0]):
+        raise UnsupportedError("values are rotated head by head before their inputs are mapped at run time, not after")
+    state = block.state_dict()
+    turn_heads(state, site, R)
+    block.load_state_dict(state, assign=True)
+    first = site.layers[0]
+    found.statistics[first] = found.statistics[first].mapped(lambda x: turn_columns(x, R.to(x.dtype)))
+    for layer in site.layers:
+        found.undone_by(layer, lambda Q: turn_columns(Q, R.T.to(Q.dtype)))
+    found.undone_by(site.source, lambda Q: turn_rows(Q, R.T.to(Q.dtype)))
+
+
+def _map_site(block: nn.Module, site: Site, found: Coordinates, m: Map) -> None:
+    """Take a site's weights and statistics into the coordinates that `m` will bring its input to."""
+    first = site.layers[0]
+    for layer in site.layers:
+        module = linear(block, layer)
+        module.weight = nn.Parameter(m.to_weights(module.weight).contiguous(), requires_grad=False)
+        module.in_features = m.n_out
+        found.undone_by(layer, m.from_weights)
+    found.statistics[first] = found.statistics[first].mapped(m.forward)
+    found.maps[first] = (*found.maps.get(first, ()), m)
+
+
+def map_inputs(block: nn.Module, site: Site, maps: tuple[Map, ...]) -> None:
+    """Have a site's input pass through `maps` from now on: once, where it is made, if a norm makes it."""
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        for m in maps:
+            x = m.forward(x)
+        return x
+
+    if not maps:
+        return
+    if site.kind == "norm":
+        block.get_submodule(site.source).register_forward_hook(lambda _, __, x: through(x))
+    for layer in site.layers if site.kind == "linear" else ():
+        linear(block, layer).register_forward_pre_hook(lambda _, x: (through(x[0]), *x[1:]))
 
 
 def _round_to_stored(checkpoint: Checkpoint, i: int, block: nn.Module, recipe: Recipe) -> None:
@@ -120,13 +254,38 @@ def _shares_heads(block: nn.Module) -> bool:
     return linear(block, "self_attn.o_proj").in_features != linear(block, "self_attn.v_proj").out_features
 
 
-def _record(name: str, found: Quantized, W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> LayerRecord:
-    nmse, hnmse = relative_errors(W, Q, H)
+def _record(
+    name: str,
+    found: Quantized,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    plain: tuple[torch.Tensor, torch.Tensor],
+    H: torch.Tensor,
+    maps: tuple[Map, ...],
+) -> LayerRecord:
+    """A layer's record from (W, Q) in the coordinates of `H`, and in the checkpoint's own; `maps` are charged to it."""
+    beside = sum(m.n_bits for m in maps)
+    nmse, hnmse = squared_error(*plain), relative_errors(*weights, H)[1]
+    n_out, n_in = weights[0].shape
     return LayerRecord(
-        layer=name, n_out=W.shape[0], n_in=W.shape[1], group_size=found.grid.group_size, n_bits=found.n_bits,
-        entropy_bits=found.entropy_bits, coded_bits=found.coded_bits, nmse=nmse, hnmse=hnmse,
-        weight_energy=float((W.double() ** 2).sum()), output_energy=quadratic(W, H),
+        layer=name, n_out=n_out, n_in=n_in, group_size=found.grid.group_size, n_bits=found.n_bits + beside,
+        entropy_bits=found.entropy_bits + beside, coded_bits=found.coded_bits + beside, nmse=nmse, hnmse=hnmse,
+        weight_energy=float((plain[0].double() ** 2).sum()), output_energy=quadratic(weights[0], H),
     )  # fmt: skip
+
+
+def _untransformed(checkpoint: Checkpoint, i: int) -> Callable[[str, torch.Tensor, torch.Tensor], Pair]:
+    """What takes a layer's (W, Q) from the coordinates that block `i` was read in to the checkpoint's own."""
+    architecture, turn = checkpoint.architecture, checkpoint.turn
+    if turn is None:
+        return lambda layer, W, Q: (W, Q)
+    plain = checkpoint.unturned_block(i)
+    gains = {site.source: weight_of(plain, site.source) for site in architecture.sites if site.kind == "norm"}
+
+    def back(layer: str, W: torch.Tensor, Q: torch.Tensor) -> Pair:
+        W, Q = linear(plain, layer).weight, turn_back(Q, layer, architecture, turn, i, gains)
+        return W, torch.where(Q.isnan(), W.to(Q.dtype), Q)  # what nothing reads has no error
+
+    return back
 
 
 def has_static_scale(grid: Grid) -> bool:

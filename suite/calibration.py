@@ -4,6 +4,7 @@ Computed once for a model and its calibration tokens, shared by all methods, kep
 statistics and one set of hidden states are in memory.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,55 @@ class _Reached(Exception):
     pass
 
 
+Running = tuple[nn.Module, torch.Tensor]  # a block, and the hidden states (rows, length, hidden) that enter it
+
+
 def gather(checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tensor, site: Site) -> LayerStatistics:
     """Statistics of one site's input when `hidden` (rows, length, hidden) enters `block`; stops there."""
-    layer = linear(block, site.layers[0])
-    accumulator = Accumulator(layer.in_features, hidden.shape[0] * hidden.shape[1])
+    accumulator = Accumulator(linear(block, site.layers[0]).in_features, hidden.shape[0] * hidden.shape[1])
+    for X in _inputs_of(checkpoint, i, (block, hidden), site):
+        accumulator.add(X)
+    return accumulator.finish()
+
+
+def gather_cross(
+    checkpoint: Checkpoint,
+    i: int,
+    both: tuple[Running, Running],
+    site: Site,
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Xq^T Xq / n and X^T Xq / n (in, in), float64, of one site's inputs in the quantized and the unquantized model.
+
+    `rounded` is what is still to be done to the quantized model's.
+    """
+    n_in = linear(both[0][0], site.layers[0]).in_features
+    gram, cross = torch.zeros(n_in, n_in, dtype=torch.float64), torch.zeros(n_in, n_in, dtype=torch.float64)
+    for parts in zip(*(_inputs_of(checkpoint, i, running, site) for running in both), strict=True):
+        Xq, X = rounded(parts[0]).reshape(-1, n_in).double(), parts[1].reshape(-1, n_in).double()
+        gram.addmm_(Xq.T, Xq)
+        cross.addmm_(X.T, Xq)
+    tokens = both[0][1].shape[0] * both[0][1].shape[1]
+    return gram / tokens, cross / tokens
+
+
+def _inputs_of(checkpoint: Checkpoint, i: int, running: Running, site: Site) -> Iterator[torch.Tensor]:
+    """A site's inputs (rows, length, in), some rows at a time; the block is run no further."""
+    block, hidden = running
+    reached: list[torch.Tensor] = []
 
     def look(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        accumulator.add(arguments[0])
+        reached.append(arguments[0])
         raise _Reached
 
-    hook = layer.register_forward_pre_hook(look, prepend=True)
     for part in checkpoint.row_parts(hidden):
+        hook = linear(block, site.layers[0]).register_forward_pre_hook(look)  # behind the maps that are there already
         try:
             checkpoint.run(i, block, part)
         except _Reached:
-            continue
-    hook.remove()
-    return accumulator.finish()
+            yield reached.pop()
+        finally:
+            hook.remove()
 
 
 def gather_head(checkpoint: Checkpoint, hidden: torch.Tensor) -> torch.Tensor:

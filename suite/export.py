@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from suite.models.checkpoint import Checkpoint
 from suite.models.files import Stored
+from suite.transforms import Map
 
 FORMAT = {"format": "pt"}  # the metadata that `transformers` expects
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -20,7 +21,8 @@ _KEPT = ("config.json", "generation_config.json", *TOKENIZER)
 class ExportedDirectory:
     """Writes a dequantized model below `path` that `transformers` loads, block by block.
 
-    Weights are in the checkpoint's own types and in the transformed coordinates; quantized activations are not in it.
+    Weights are in the checkpoint's own types and in the transformed coordinates, but for maps of inputs at run time,
+    which are undone; quantized activations and caches are not in it.
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint):
@@ -29,9 +31,15 @@ class ExportedDirectory:
         self._size = 0
         path.mkdir(parents=True, exist_ok=True)
 
-    def write(self, i: int, block: nn.Module) -> None:
-        """Write block `i` as the checkpoint would have it."""
-        self._save(dict(block_tensors(self._checkpoint, i, block)), f"{i:05d}")
+    def write(self, i: int, block: nn.Module, maps: Mapping[str, tuple[Map, ...]]) -> None:
+        """Write block `i` as the checkpoint would have it, without the `maps` of its sites, by first layer."""
+        names, tensors = self._checkpoint.architecture, dict(block_tensors(self._checkpoint, i, block))
+        for site in names.sites:
+            for m in reversed(maps.get(names.full_name(i, site.layers[0]), ())):
+                for layer in site.layers:
+                    key = f"{names.full_name(i, layer)}.weight"
+                    tensors[key] = m.from_weights(tensors[key].float()).to(tensors[key].dtype).contiguous()
+        self._save(tensors, f"{i:05d}")
 
     def finish(self, evaluated: Checkpoint) -> None:
         """Write embedding, final norm and head as `evaluated` has them, and the index that `transformers` reads."""
@@ -39,6 +47,10 @@ class ExportedDirectory:
         index = {"metadata": {"total_size": self._size}, "weight_map": self._names}
         (self._path / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
         copy_small(self._checkpoint.path, self._path, _KEPT)
+        if self._checkpoint.turn is not None:  # which has untied the head
+            config = json.loads((self._path / "config.json").read_text())
+            config["tie_word_embeddings"] = False
+            (self._path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
     def _save(self, tensors: dict[str, torch.Tensor], part: str) -> None:
         file = f"model-{part}.safetensors"

@@ -1,6 +1,5 @@
 """Measuring a cell: one way through the model, block by block, to a record. Packed models go the same way read back."""
 
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,12 +13,13 @@ from suite.cells import Pick
 from suite.evaluation import Ended, compare, summarize
 from suite.export import ExportedDirectory
 from suite.histograms import CodeCounts
+from suite.models.checkpoint import Checkpoint
 from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
 from suite.quantized import Quantized
+from suite.readback import Size
 from suite.store import Histogram, LayerRecord, Record
-
-Size = tuple[int, float, int, int]  # of a layer: exact bits, bits at the codes' entropy, really coded, weights
+from suite.turning import turned_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +34,48 @@ class Outcome:
 @torch.no_grad()
 def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     """Go through the model once: quantize a block, run the calibration and evaluation rows through it, drop it."""
-    checkpoint, setting, recipe = bench.checkpoint, bench.setting, pick.recipe
+    setting, recipe = bench.setting, pick.recipe
+    checkpoint = turned_for(bench.checkpoint, recipe, bench.calibration, seed=bench.seed, threads=setting.threads)
     outside = quantize_embedding(checkpoint, recipe, bench.seed)
     evaluated = checkpoint.holding(weights_of(outside)) if outside else checkpoint
     kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
-    base = last_hidden(checkpoint, bench.evaluation, setting.threads)
+    base = last_hidden(bench.checkpoint, bench.evaluation, setting.threads)
     packing = Packing(checkpoint, setting.save and setting.place(setting.save, pick.method, blank.cell))
-    exported = _exported(bench, pick.method, blank.cell)
+    exported = _exported(bench, checkpoint, pick.method, blank.cell)
     hidden = evaluated.embed(bench.evaluation.tensor())
     calibrating = evaluated.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
-    sizes: list[Size] = []
+    original = checkpoint.embed(bench.calibration.tensor()) if recipe.compares_inputs else None
     layers: list[LayerRecord] = []
     counts = CodeCounts()
     fallbacks: list[str] = []
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
-        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating)
+        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating, original)
+        if original is not None and done.unquantized is not None:
+            original = checkpoint.run(i, done.unquantized, original)
         if calibrating is not None:
             calibrating = checkpoint.run(i, block, calibrating)
         hidden = checkpoint.run(i, block, hidden)
         for found in done.layers.values():
-            sizes.append(_size(found))
             counts.add(found)
         layers += done.records
         fallbacks += _fallbacks(done.layers)
-        packing.add_block(i, block, done.layers, done.ranges)
+        packing.add_block(i, block, done)
         if exported:
-            exported.write(i, block)
+            exported.write(i, block, done.maps)
     gram = kept.head_gram if calibrating is None else partial(gather_head, checkpoint, calibrating)
     head = quantize_head(checkpoint, recipe, gram, bench.seed)
     outside, evaluated = outside | head, evaluated.holding(weights_of(head)) if head else evaluated
     packing.add_rest(outside)
     header = packing.header(method=pick.method, recipe=blank.recipe, bits=pick.bits, seed=bench.seed,
+                            model_sha256=bench.checkpoint.sha256,
                             calibration_sha256=bench.calibration.sha256)  # fmt: skip
     if exported:
         exported.finish(evaluated)
-    compared = compare(Ended(evaluated, hidden), Ended(checkpoint, torch.from_numpy(base)), bench.evaluation.tensor())
+    compared = compare(Ended(evaluated, hidden), Ended(bench.checkpoint, torch.from_numpy(base)),
+                       bench.evaluation.tensor())  # fmt: skip
     quality = asdict(summarize(compared, bench.evaluation))
+    sizes = [(x.n_bits, x.entropy_bits, x.coded_bits, x.n_out * x.n_in) for x in layers]
     record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=packing.n_bytes(header),
                      fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
     packing.finish(header, record, tuple(layers))
@@ -91,8 +96,8 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
         block, quantized = packed.block(i)
         hidden = checkpoint.run(i, block, hidden)
         for found in quantized.values():
-            sizes.append(_size(found))
             counts.add(found)
+        sizes += packed.sizes(quantized)
         layers += [about.layers[name] for name in quantized] if about else []
     unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
     quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
@@ -102,17 +107,13 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     return Outcome(record, tuple(layers), tuple(counts.histograms()))
 
 
-def _exported(bench: Bench, method: str, cell: str) -> ExportedDirectory | None:
+def _exported(bench: Bench, checkpoint: Checkpoint, method: str, cell: str) -> ExportedDirectory | None:
     root = bench.setting.export
-    return None if root is None else ExportedDirectory(bench.setting.place(root, method, cell), bench.checkpoint)
+    return None if root is None else ExportedDirectory(bench.setting.place(root, method, cell), checkpoint)
 
 
 def _fallbacks(layers: dict[str, Quantized]) -> list[str]:
     return [f"{name}: {what}" for name, quantized in layers.items() for what in quantized.fallbacks]
-
-
-def _size(found: Quantized) -> Size:
-    return found.n_bits, found.entropy_bits, found.coded_bits, math.prod(found.grid.shape)
 
 
 def _rates(sizes: list[Size]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from suite.quantize import generator_for, quantize_layer
 from suite.recipe import Recipe, Target
 from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.tokens import Tokens
+from suite.turning import turned_for
 
 By = Literal["output", "linearity", "fisher", "uniform"]
 KINDS: tuple[By, ...] = ("output", "linearity", "fisher", "uniform")
@@ -121,6 +122,8 @@ def allocate(
     outer = [Target(Integer(bits=b, **layout)) for b in ends for layout in _layouts(groups)]
     if by == "fisher" and recipes[0].transforms:
         raise ValueError(f"fisher information is in the checkpoint's coordinates, which {method} leaves: use output")
+    if outer and any(transform.place == "residual" for transform in recipes[0].transforms):
+        raise ValueError(f"{method} turns embedding and head, which have no slopes in its coordinates: leave them out")
     few, with_ends = calibration.spread(SENSITIVITY_TOKENS), bool(outer)
     fisher = None
     if by == "fisher":
@@ -193,8 +196,9 @@ class _Measured:
         key = f"{about} {checkpoint.sha256} {calibration.sha256} {code_version()} {environment_key(threads)}"
 
         def make() -> np.ndarray:
-            kept = Calibration.of(checkpoint, calibration, threads)
-            blocks = [_measure_block(checkpoint, i, recipes, kept, fisher, seed) for i in range(checkpoint.n_blocks)]
+            turned = turned_for(checkpoint, recipes[0], calibration, seed=seed, threads=threads)
+            kept = Calibration.of(turned, calibration, threads)
+            blocks = [_measure_block(turned, i, recipes, kept, fisher, seed) for i in range(checkpoint.n_blocks)]
             ends = _measure_ends(checkpoint, outer, fisher, seed, recipes[0].coding)
             return _padded([*(row for rows in blocks for row in rows), *ends])
 

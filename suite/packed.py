@@ -23,12 +23,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from suite.blockwise import QuantizedBlock
 from suite.export import FORMAT, TOKENIZER, block_tensors, copy_small, rest_of
 from suite.models.checkpoint import SHIPPED, Checkpoint
 from suite.quantized import Quantized
 from suite.store import VOLATILE, LayerRecord, Record
+from suite.transforms import map_header
 
-VERSION = 2
+VERSION = 3
 HEADER, ABOUT, PROVENANCE = "bitfrontier.json", "about", "provenance.json"
 _KIND = "bitfrontier packed model"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -40,7 +42,8 @@ class Header:
     """What a packed model is.
 
     `layers` are the headers of quantized matrices by name; `ranges` the largest inputs, in size, of layers whose
-    static activation scales are made for them; `shards` the SHA-256 of every file by its name.
+    static activation scales are made for them; `maps` what the inputs of a site pass through at run time, by the name
+    of its first layer; `shards` the SHA-256 of every file by its name.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Header:
     config: dict[str, Any]
     layers: dict[str, dict[str, Any]]
     ranges: dict[str, float]
+    maps: dict[str, list[dict[str, Any]]]
     shards: dict[str, str]
 
     @property
@@ -119,18 +123,21 @@ class Packing:
         self._checkpoint, self._path = checkpoint, path
         self._layers: dict[str, dict[str, Any]] = {}
         self._ranges: dict[str, float] = {}
+        self._maps: dict[str, list[dict[str, Any]]] = {}
         self._shards: dict[str, str] = {}
         self._n_bytes = 0
         if path is not None:
             _clear(path)
 
-    def add_block(self, i: int, block: nn.Module, layers: Mapping[str, Quantized], ranges: Mapping[str, float]) -> None:
-        """Pack block `i`, of which `layers`, by full name, are quantized."""
-        prefix = self._checkpoint.architecture.full_name(i, "")
-        contents = {key: (s.kind, s.shape) for key, s in self._checkpoint.files.items() if key.startswith(prefix)}
+    def add_block(self, i: int, block: nn.Module, done: QuantizedBlock) -> None:
+        """Pack block `i` as it was quantized."""
+        files, full_name = self._checkpoint.files, self._checkpoint.architecture.full_name
+        shapes = {full_name(i, key): tuple(tensor.shape) for key, tensor in block.state_dict().items()}
+        contents = {key: (files[key].kind, shape) for key, shape in shapes.items()}
         tensors = {} if self._path is None else dict(block_tensors(self._checkpoint, i, block))
-        self._ranges |= ranges
-        self._add(f"block-{i:05d}.safetensors", contents, tensors, layers)
+        self._ranges |= done.ranges
+        self._maps |= {name: [map_header(m) for m in maps] for name, maps in done.maps.items()}
+        self._add(f"block-{i:05d}.safetensors", contents, tensors, done.layers)
 
     def add_rest(self, layers: Mapping[str, Quantized]) -> None:
         """Pack embedding, final norm and head, of which `layers` are quantized."""
@@ -156,14 +163,16 @@ class Packing:
             save_file(tensors, self._path / shard, FORMAT)
             self._shards[shard] = sha256_of(self._path / shard)
 
-    def header(self, *, method: str, recipe: str, bits: float | None, seed: int, calibration_sha256: str) -> Header:
+    def header(
+        self, *, method: str, recipe: str, bits: float | None, seed: int, model_sha256: str, calibration_sha256: str
+    ) -> Header:
         """The header of what was added."""
         checkpoint = self._checkpoint
         config = json.loads(json.dumps(checkpoint.configuration))  # its keys as the header will have them: texts
         return Header(
-            method=method, recipe=recipe, bits=bits, seed=seed, model_sha256=checkpoint.sha256,
+            method=method, recipe=recipe, bits=bits, seed=seed, model_sha256=model_sha256,
             calibration_sha256=calibration_sha256, tied=checkpoint.tied, config=config,
-            layers=self._layers, ranges=self._ranges, shards=self._shards,
+            layers=self._layers, ranges=self._ranges, maps=self._maps, shards=self._shards,
         )  # fmt: skip
 
     def n_bytes(self, header: Header) -> int:

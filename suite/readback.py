@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
-from suite.blockwise import quantize_inputs
-from suite.models.architecture import linear
+from suite.blockwise import map_inputs, quantize_inputs
+from suite.models.architecture import Architecture, architecture_of, linear
 from suite.models.checkpoint import SHIPPED, Checkpoint, load_model
 from suite.models.files import Stored, index_of, read_tensor
 from suite.outside import weights_of
@@ -16,6 +17,9 @@ from suite.packed import ABOUT, HEADER, PROVENANCE, Header, sha256_of
 from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
 from suite.store import LayerRecord
+from suite.transforms import Map, map_from
+
+Size = tuple[int, float, int, int]  # of a layer: exact bits, bits at the codes' entropy, really coded, weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ class PackedModel:
     """An opened packed directory: every file is there and is what the header says.
 
     `checkpoint` is what is not quantized, with embedding and head decoded; `payloads` are where quantized matrices lie,
-    by name. `provenance` is what the directory says beside the model.
+    by name. `maps` are what inputs pass through at run time, by the first layer of a site. `provenance` is what the
+    directory says beside the model.
     """
 
     path: Path
@@ -60,6 +65,7 @@ class PackedModel:
     recipe: Recipe
     checkpoint: Checkpoint
     payloads: Mapping[str, Stored]
+    maps: Mapping[str, tuple[Map, ...]]
     provenance: Provenance | None
 
     @classmethod
@@ -73,16 +79,19 @@ class PackedModel:
         try:
             recipe = parse(header.recipe)
             shapes = {f"{layer}.weight": tuple(found["shape"]) for layer, found in header.layers.items()}
+            maps = {layer: tuple(map(map_from, found)) for layer, found in header.maps.items()}
+            n_in = _mapped_inputs(architecture_of(str(header.config.get("model_type"))), maps)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: {HEADER}: {error}") from error
         missing = sorted(key for key in shapes if key not in files or files[key].kind != "U8")
         if missing:
             raise ValueError(f"{name}: the payload of {missing[0]} is missing")
         rest = {key: s for key, s in files.items() if key not in shapes}
-        checkpoint = Checkpoint.packed(path / ABOUT, name=name, config=header.config, files=rest, shapes=shapes,
+        checkpoint = Checkpoint.packed(path / ABOUT, name=name, config=header.config, files=rest,
+                                       shapes=_as_configured(shapes, rest, n_in),
                                        sha256=header.sha256)  # fmt: skip
         payloads = {key.removesuffix(".weight"): files[key] for key in shapes}
-        bare = cls(path, header, recipe, checkpoint, payloads, Provenance.read(path, name))
+        bare = cls(path, header, recipe, checkpoint, payloads, maps, Provenance.read(path, name))
         outside = bare.layers_outside()
         return replace(bare, checkpoint=checkpoint.holding(weights_of(outside))) if outside else bare
 
@@ -106,16 +115,53 @@ class PackedModel:
         names = {layer: architecture.full_name(i, layer) for layer in architecture.layers}
         layers = {name: self.quantized(name) for name in names.values() if name in self.payloads}
         block = self.checkpoint.block(i, weights_of(layers))
+        for site in architecture.sites:
+            map_inputs(block, site, self.maps.get(names[site.layers[0]], ()))
         if self.recipe.activations is not None:
             for layer, name in names.items():
                 max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
                 quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
         return block, layers
 
+    def sizes(self, layers: Mapping[str, Quantized]) -> list[Size]:
+        """What quantized layers take, by full name, with the maps of their inputs."""
+        found = []
+        for name, quantized in layers.items():
+            n_out, n_in = quantized.grid.shape
+            beside = sum(m.n_bits for m in self.maps.get(name, ()))
+            weights = n_out * self._n_in.get(name, n_in)
+            found.append((quantized.n_bits + beside, quantized.entropy_bits + beside, quantized.coded_bits + beside,
+                          weights))  # fmt: skip
+        return found
+
+    @cached_property
+    def _n_in(self) -> dict[str, int]:
+        return _mapped_inputs(self.checkpoint.architecture, self.maps)
+
     @property
     def n_bytes(self) -> int:
         """The size of the model on disk: header and shards."""
         return sum((self.path / file).stat().st_size for file in (HEADER, *self.header.shards))
+
+
+def _mapped_inputs(architecture: Architecture, maps: Mapping[str, tuple[Map, ...]]) -> dict[str, int]:
+    """How many inputs a layer has before the maps of its site, by full name, for layers that have any."""
+    found: dict[str, int] = {}
+    for name, chain in maps.items():
+        site = next(site for site in architecture.sites if name.endswith(f".{site.layers[0]}"))
+        prefix = name.removesuffix(site.layers[0])
+        found |= {f"{prefix}{layer}": chain[0].n_in for layer in site.layers}
+    return found
+
+
+def _as_configured(
+    shapes: Mapping[str, tuple[int, ...]], rest: Mapping[str, Stored], n_in: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of quantized tensors, and of those whose inputs are mapped, as they are before an expansion, by name."""
+    found = dict(shapes)
+    for key, width in ((f"{layer}.weight", width) for layer, width in n_in.items()):
+        found[key] = (found[key][0] if key in found else rest[key].shape[0], width)
+    return found
 
 
 def read_packed(path: Path) -> Iterator[tuple[str, Quantized]]:

@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from suite.activations import unsupported_activations
 from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
-from suite.transforms import TRANSFORMS, AwqScale, SmoothScale
+from suite.transforms import TRANSFORMS, Transform
 
-Transform = SmoothScale | AwqScale
 Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos
 
 
@@ -69,8 +69,7 @@ class Recipe:
     mixed-width allocation, or AWQ's unclipped queries and keys. The embedding and the head are quantized only where a
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
-    Activations are quantized to nearest per token (`group="row"`) or with one static scale from calibration
-    (`group="tensor"`). `coding` says how the codes of all weights are stored.
+    Activations are quantized to nearest, token by token, as `suite.activations` says. `coding` says how the codes of all weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -99,13 +98,28 @@ class Recipe:
         return next((target for pattern, target in named if fnmatchcase(name, pattern)), None)
 
     @property
+    def compares_inputs(self) -> bool:
+        """Whether some rounding reads the quantized model's inputs beside the unquantized one's."""
+        targets = (self.weights, *(target for _, target in self.layers))
+        return self.inputs == "quantized" and any(t is not None and isinstance(t.rounding, Qronos) for t in targets)
+
+    @property
     def unsupported(self) -> str | None:
         """Why this combination is skipped, or None."""
         targets = [self.weights, *(target for _, target in self.layers)]
         reasons = [target.unsupported or _coding_unsupported(self.coding, target) for target in targets if target]
+        reasons.append(_order_unsupported(self.transforms))
         if self.activations is not None:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
         return next(filter(None, reasons), None)
+
+
+def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
+    places = [transform.place for transform in transforms]
+    turned = places.count("residual")
+    if "residual" in places[turned:]:
+        return "a rotation of the residual stream comes first: it folds norm gains, which would undo what is before it"
+    return None
 
 
 def _coding_unsupported(coding: Coding, target: Target) -> str | None:
@@ -120,23 +134,14 @@ def _coding_unsupported(coding: Coding, target: Target) -> str | None:
 def _activations_unsupported(target: Target) -> str | None:
     if not isinstance(target.rounding, Nearest):
         return "activations are rounded to nearest"
-    if isinstance(target.grid, Sparse) and target.grid.score == "wanda":
-        return "Wanda's masks need the Gram matrix of what activations are multiplied by"
-    if isinstance(target.grid, Steps):
-        return "activations are not entropy coded"
-    if not isinstance(target.grid, Integer):
-        return None
-    if target.grid.clip is not None:
-        return "activation ranges are not searched"
-    if target.grid.group == "tensor" and target.grid.convention in ("asymmetric", "real-zero", "signed-max"):
-        return f"static activation scales are symmetric, the convention is {target.grid.convention}"
-    return None
+    return unsupported_activations(target.grid)
 
 
 def _check_types(recipe: Recipe) -> None:
     """Raise `ValueError` for the first field, at any depth, whose value is not of its declared type."""
     for part in _parts(recipe):
-        for name, hint in get_type_hints(type(part)).items():
+        hints = get_type_hints(type(part))
+        for name, hint in ((f.name, hints[f.name]) for f in fields(part)):
             if not _is_a(getattr(part, name), hint):
                 wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
                 raise ValueError(f"{type(part).__name__}: {name} {getattr(part, name)!r}: expected {wanted}")

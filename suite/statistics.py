@@ -1,5 +1,6 @@
 """Layer statistics: what a linear layer's inputs look like, accumulated in float64 over calibration tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,16 @@ class LayerStatistics:
         s = s.double()
         return LayerStatistics(gram=self.gram / s / s[:, None], mean_abs=self.mean_abs / s, max_abs=self.max_abs / s,
                                sample=self.sample / s.to(self.sample.dtype), tokens=self.tokens)  # fmt: skip
+
+    def mapped(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> "LayerStatistics":
+        """The statistics after a linear map of the channels, given on rows (n, in): H exactly, the rest by the sample.
+
+        The largest and the mean absolute values are those of the (<= 512) sampled rows.
+        """
+        sample = forward(self.sample)
+        size = sample.double().abs()
+        return LayerStatistics(gram=forward(forward(self.gram).T.contiguous()).contiguous(), mean_abs=size.mean(0),
+                               max_abs=size.amax(0), sample=sample, tokens=self.tokens)  # fmt: skip
 
 
 class Accumulator:

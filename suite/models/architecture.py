@@ -27,6 +27,7 @@ class Architecture:
 
     name: str
     sites: tuple[Site, ...]
+    writers: tuple[str, ...]  # the layers whose output is added to the residual stream
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     norm: str = "model.norm"
@@ -51,7 +52,10 @@ _LLAMA_SITES = (
 
 # Llama's block, four times: Qwen2 adds biases to queries, keys and values, Qwen3 norms on queries and keys, Mistral a
 # sliding window. None of them moves a norm or a linear.
-ARCHITECTURES = tuple(Architecture(name=name, sites=_LLAMA_SITES) for name in ("llama", "mistral", "qwen2", "qwen3"))
+_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+ARCHITECTURES = tuple(
+    Architecture(name=name, sites=_LLAMA_SITES, writers=_WRITERS) for name in ("llama", "mistral", "qwen2", "qwen3")
+)
 
 
 def architecture_of(model_type: str) -> Architecture:

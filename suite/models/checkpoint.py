@@ -23,6 +23,7 @@ from suite.models.architecture import Architecture, architecture_of, weight_of
 from suite.models.doses import split_dose
 from suite.models.files import FLOATS, Stored, index_of, read_tensor, weight_files
 from suite.models.outliers import OutlierDial
+from suite.models.turn import Turn, turn_embedding, turn_state
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 SHIPPED = ("reference", "reference+outliers")
@@ -64,7 +65,7 @@ class Checkpoint:
     """An opened checkpoint; weights are read when a block is asked for, as `dtype`.
 
     `held` weights, by the tensor's name, are in memory and take the place of stored ones. `known_sha256` is the hash
-    of files that were hashed when they were opened.
+    of files that were hashed when they were opened. With a `turn` the blocks are read in its coordinates.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Checkpoint:
     dtype: torch.dtype
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     known_sha256: str | None = None
+    turn: Turn | None = None
 
     @classmethod
     def open(
@@ -197,16 +199,56 @@ class Checkpoint:
         """The same checkpoint with these weights, by the tensor's name, in memory."""
         return replace(self, held={**self.held, **weights})
 
+    def turned(self, turn: Turn, *, exact: bool = False) -> "Checkpoint":
+        """The same model in the coordinates of `turn`: its function is what it was, a tied head is one of its own.
+
+        Embedding, last norm and head are held in the types they are stored in, or as `dtype` where they are to be
+        `exact`. The hash is of model and turn. Raises `ValueError` for rotations of another size.
+        """
+        sizes = {len(turn.matrix): self.config.hidden_size} | {len(R): self.head_dim for R in turn.heads or ()}
+        if any(found != expected for found, expected in sizes.items()):
+            raise ValueError(f"{self.name}: rotations of {list(sizes)} channels, expected {list(sizes.values())}")
+        names = self.architecture
+        embedding, norm, head = (f"{name}.weight" for name in (names.embedding, names.norm, names.head))
+        config = copy.deepcopy(self.config)
+        config.tie_word_embeddings = False
+        files = {**self.files, head: self.files[embedding if self.tied else head]}
+        gain = self.tensor(norm)
+        held = {
+            embedding: turn_embedding(self.tensor(embedding).to(self.dtype), turn.matrix),
+            norm: torch.ones_like(gain),
+            head: turn_embedding(self.tensor(embedding if self.tied else head).to(self.dtype), turn.matrix, gain),
+        }
+        if not exact:
+            held = {key: tensor.to(files[key].dtype) for key, tensor in held.items()}
+        known = hashlib.sha256(f"{self.sha256} turned {turn.sha256}".encode()).hexdigest()
+        return replace(self, config=config, files=files, held={**self.held, **held}, known_sha256=known, turn=turn)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
+
     def module(self, name: str, held: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
         """A part of the model with its weights in place, a copy of its own; `held` go before all others."""
         shell = copy.deepcopy(self.skeleton.get_submodule(name))
         found = {**dict(self.stored(f"{name}.")), **(held or {})}
         tensors = {key.removeprefix(f"{name}."): t.to(self.dtype) for key, t in found.items()}
+        _widen(shell, tensors)
         shell.load_state_dict(tensors, assign=True)
         return shell.eval().requires_grad_(False)
 
     def block(self, i: int, held: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
-        """Decoder block `i`, a copy of its own, with the outlier dial applied; `held` as for `module`."""
+        """Decoder block `i`, a copy of its own, with the outlier dial and the turn applied; `held` as for `module`."""
+        block = self.unturned_block(i, held)
+        if self.turn is not None:
+            turned = turn_state(block.state_dict(), self.architecture, self.turn.matrix, self.turn.of_head(i))
+            block.load_state_dict(turned, assign=True)
+            block.requires_grad_(False)
+        return block
+
+    def unturned_block(self, i: int, held: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
+        """Decoder block `i` with the outlier dial alone."""
         block = self.module(f"{self.architecture.blocks}.{i}", held)
         if self.dial is not None:
             self.dial.apply(block, self.architecture, i)
@@ -273,6 +315,15 @@ class Checkpoint:
             return AutoTokenizer.from_pretrained(self.path, config=self.config)
         except Exception as error:  # a spoiled file may raise anything, `tokenizers` even a bare Exception
             raise ValueError(f"{self.name}: no tokenizer in this directory; give tokens as .npy") from error
+
+
+def _widen(shell: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Make room for linear layers with more inputs than the configuration says: those of an expanded model."""
+    for layer, module in shell.named_modules():
+        W = tensors.get(f"{layer}.weight")
+        if isinstance(module, nn.Linear) and W is not None and W.shape[1] > module.in_features:
+            module.weight = nn.Parameter(torch.empty_like(W, device="meta"), requires_grad=False)
+            module.in_features = W.shape[1]
 
 
 def _configured(name: str, model_type: str, make: Callable[[], Any]) -> tuple[Architecture, Any]:

@@ -7,7 +7,7 @@ linear layers that share the input.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ _ALPHAS = tuple(i / 20 for i in range(1, 20))
 class SmoothScale:
     """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha); `alpha="search"` takes the best of 0.05, 0.10, .. 0.95."""
 
+    place: ClassVar[str] = "fold"
     alpha: float | Literal["search"] = 0.5
     sources: tuple[Source, ...] = ("norm",)
 
@@ -42,6 +43,7 @@ class SmoothScale:
 class AwqScale:
     """s = mean|X|^r, the best of r = 0, 1/steps, .. (steps - 1)/steps; r = 0 is no scaling at all."""
 
+    place: ClassVar[str] = "fold"
     steps: int = 20
     sources: tuple[Source, ...] = ("norm", "linear")
 

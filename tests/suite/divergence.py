@@ -10,6 +10,7 @@ from suite.calibration import Calibration, last_hidden
 from suite.evaluation import Ended, compare
 from suite.models.checkpoint import load_model
 from suite.tokens import load_tokens
+from suite.turning import turned_for
 
 
 def open_reference():
@@ -23,16 +24,20 @@ def open_reference():
     @torch.no_grad()
     def divergence(recipe):
         """KL by token (rows, length - 1), stored bits per weight, bits with the codes coded, and fallbacks."""
-        hidden, records, fallbacks = checkpoint.embed(ids), [], []
-        calibrating = checkpoint.embed(calibration.tensor()) if recipe.inputs == "quantized" else None
-        for i in range(checkpoint.n_blocks):
-            block = checkpoint.block(i)
-            done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), 0, calibrating)
+        turned = turned_for(checkpoint, recipe, calibration, seed=0, threads=1)
+        statistics = kept if turned is checkpoint else Calibration.of(turned, calibration, 1)
+        hidden, records, fallbacks = turned.embed(ids), [], []
+        calibrating = turned.embed(calibration.tensor()) if recipe.inputs == "quantized" else None
+        original = turned.embed(calibration.tensor()) if recipe.compares_inputs else None
+        for i in range(turned.n_blocks):
+            block = turned.block(i)
+            done = quantize_block(turned, i, block, recipe, statistics.statistics(i), 0, calibrating, original)
             fallbacks += [what for found in done.layers.values() for what in found.fallbacks]
             records += done.records
-            calibrating = None if calibrating is None else checkpoint.run(i, block, calibrating)
-            hidden = checkpoint.run(i, block, hidden)
-        kl = compare(Ended(checkpoint, hidden), base, ids).paired.kl
+            original = None if original is None else turned.run(i, done.unquantized, original)
+            calibrating = None if calibrating is None else turned.run(i, block, calibrating)
+            hidden = turned.run(i, block, hidden)
+        kl = compare(Ended(turned, hidden), base, ids).paired.kl
         weights = sum(x.n_out * x.n_in for x in records)
         stored, coded = sum(x.n_bits for x in records) / weights, sum(x.coded_bits for x in records) / weights
         return kl, stored, coded, fallbacks
