@@ -9,8 +9,8 @@ products (Sylvester 1867; doubling is the product with order 2):
   "Orthogonal matrices with zero diagonal". That there are such matrices was published by Baumert 1966 (116), by
   Baumert and Hall 1965 (156) and by Williamson 1944 (172); that these are some is checked by H H^T = n I.
 
-`hadamard_transform` never forms H: it multiplies by the Kronecker factors, each a dense product of 64 columns or less
-where the size allows it. Few of these matrices are symmetric, so H H is not n I in general: the inverse takes H^T.
+`hadamard_transform` never forms H: it multiplies by the Kronecker factors, small ones gathered into dense products of
+16 to 64 columns. Few of these matrices are symmetric, so H H is not n I in general: the inverse takes H^T.
 """
 
 import math
@@ -44,7 +44,9 @@ _BLOCKS = {
 # What post-training model expansion takes for multiples of powers of two: the orders of QuaRot's tables, and 152.
 _EXPANSION = (172, 156, 152, 140, 108, 60, 52, 40, 36, 28, 20, 12)
 
-_RADIX = 64  # columns of one dense product; any value is correct, 16 to 128 take about the same time
+# What a dense product costs on a CPU beside its multiplications, in columns of it: the way through memory. Measured on
+# 4096 rows of 256 to 8192 values; from 32 to 96 all choices take about the same time.
+_PASS = 64
 
 
 def is_hadamard_size(n: int) -> bool:
@@ -84,10 +86,7 @@ def hadamard(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             [ 1.,  1., -1., -1.],
             [ 1., -1., -1.,  1.]])
     """
-    H = torch.ones(1, 1, dtype=torch.int8)
-    for order in _checked_factors(n):
-        H = torch.kron(H, _primitive(order))
-    return H.to(dtype)
+    return _kronecker(_checked_factors(n)).to(dtype)
 
 
 def hadamard_transform(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
@@ -99,36 +98,39 @@ def hadamard_transform(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
     tensor([1., 1., 1., 1.])
     """
     n = x.shape[-1]
-    before, after, y = 1, n, x
-    for order in _passes(n):
-        after //= order
-        H = _matrix(order) / math.sqrt(order)
-        H = (H.T if inverse else H).to(dtype=x.dtype, device=x.device)
-        y = _along(y, H, before, after)
-        before *= order
-    return y.reshape(x.shape) if x.shape else y
-
-
-def _along(x: torch.Tensor, H: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    """Multiply x (.., before, order, after) by H (order, order) along its middle axis."""
-    if after == 1:
-        return x.reshape(-1, before, len(H)) @ H
-    return H.T @ x.reshape(-1, len(H), after)
+    after, y = n, x
+    for factors in _passes(n):
+        H = _orthonormal(factors).to(dtype=x.dtype, device=x.device)
+        H = H.T if inverse else H
+        after //= len(H)
+        y = y.reshape(-1, len(H)) @ H if after == 1 else H.T @ y.reshape(-1, len(H), after)
+    return y.reshape(x.shape)
 
 
 @lru_cache(maxsize=512)
-def _passes(n: int) -> tuple[int, ...]:
-    """The orders of the dense products: the Kronecker factors, twos gathered into even powers of at most `_RADIX`."""
+def _passes(n: int) -> tuple[tuple[int, ...], ...]:
+    """The Kronecker factors gathered into dense products, in the cheapest way."""
     factors = _checked_factors(n)
-    odd, twos = [order for order in factors if order != 2], factors.count(2)
-    count = -(-twos // int(math.log2(_RADIX)))
-    powers = [2 ** (twos // count + (i < twos % count)) for i in range(count)]
-    return (*odd, *powers)
+    best: list[tuple[int, tuple[tuple[int, ...], ...]]] = [(0, ())]  # cost and products of the first so many factors
+    for stop in range(1, len(factors) + 1):
+        best.append(min(
+            (cost + math.prod(factors[start:stop]) + _PASS, (*passes, factors[start:stop]))
+            for start, (cost, passes) in enumerate(best)
+        ))  # fmt: skip
+    return best[-1][1]
 
 
 @lru_cache(maxsize=64)
-def _matrix(order: int) -> torch.Tensor:
-    return hadamard(order, torch.float64)
+def _orthonormal(factors: tuple[int, ...]) -> torch.Tensor:
+    H = _kronecker(factors).double()
+    return H / math.sqrt(len(H))
+
+
+def _kronecker(factors: tuple[int, ...]) -> torch.Tensor:
+    H = torch.ones(1, 1, dtype=torch.int8)
+    for order in factors:
+        H = torch.kron(H, _primitive(order))
+    return H
 
 
 def _checked_factors(n: int) -> tuple[int, ...]:
