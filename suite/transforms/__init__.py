@@ -13,6 +13,7 @@ A transform that searches is handed a `score` of a candidate; what is behind it 
 activations) it does not know.
 """
 
+from suite.transforms.learned import LearnedRotations
 from suite.transforms.maps import MAPS, Map, Scale, map_from, map_header
 from suite.transforms.rotation import RotateHeads, RotateInputs, RotateKeys, RotateResidual, RotateValues
 from suite.transforms.scale import AwqScale, Score, SmoothScale, awq_scale, smooth_scale
@@ -20,12 +21,12 @@ from suite.transforms.zigzag import DualRotation, Zigzag
 
 Transform = (
     SmoothScale | AwqScale | RotateResidual | RotateValues | RotateInputs | RotateHeads | RotateKeys | Zigzag
-    | DualRotation
+    | DualRotation | LearnedRotations
 )  # fmt: skip
 TRANSFORMS: tuple[type, ...] = Transform.__args__
 
 __all__ = [
-    "MAPS", "TRANSFORMS", "AwqScale", "DualRotation", "Map", "RotateHeads", "RotateInputs", "RotateKeys",
-    "RotateResidual", "RotateValues", "Scale", "Score", "SmoothScale", "Transform", "Zigzag", "awq_scale", "map_from",
-    "map_header", "smooth_scale",
+    "MAPS", "TRANSFORMS", "AwqScale", "DualRotation", "LearnedRotations", "Map", "RotateHeads", "RotateInputs",
+    "RotateKeys", "RotateResidual", "RotateValues", "Scale", "Score", "SmoothScale", "Transform", "Zigzag", "awq_scale",
+    "map_from", "map_header", "smooth_scale",
 ]  # fmt: skip
