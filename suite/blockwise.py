@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from suite.activations import has_static_scale, quantize_activations
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
 from suite.models.architecture import Site, linear, weight_of
@@ -15,14 +16,7 @@ from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
 from suite.models.turn import turn_back, turn_columns, turn_heads, turn_rows, values_site
 from suite.outside import UnsupportedError
-from suite.quantize import (
-    generator_for,
-    output_error,
-    quantize_activations,
-    quantize_layer,
-    relative_errors,
-    squared_error,
-)
+from suite.quantize import generator_for, output_error, quantize_layer, relative_errors, squared_error
 from suite.quantized import Quantized
 from suite.recipe import Recipe
 from suite.statistics import LayerStatistics, quadratic
@@ -169,7 +163,9 @@ def transform_block(
                 for m in transform.fit(weights, found.statistics[site.layers[0]], generator):
                     _map_site(block, site, found, m)
             elif transform.place == "across" and site.grouped:
-                heads = linear(block, site.layers[0]).in_features // checkpoint.head_dim
+                heads = int(checkpoint.config.num_attention_heads)
+                if linear(block, site.layers[0]).in_features != heads * checkpoint.head_dim:
+                    raise UnsupportedError("heads are rotated before their channels are expanded, not after")
                 for m in transform.fit(heads, checkpoint.head_dim):
                     _map_site(block, site, found, m)
         watch(number, found)
@@ -286,11 +282,6 @@ def _untransformed(checkpoint: Checkpoint, i: int) -> Callable[[str, torch.Tenso
         return W, torch.where(Q.isnan(), W.to(Q.dtype), Q)  # what nothing reads has no error
 
     return back
-
-
-def has_static_scale(grid: Grid) -> bool:
-    """Whether inputs on this grid share one scale made beforehand, for which their range must be known."""
-    return getattr(grid, "group", None) == "tensor"
 
 
 def quantize_inputs(module: nn.Module, grid: Grid, max_abs: float) -> None:

@@ -10,13 +10,15 @@ from suite.tokens import Tokens
 from suite.transforms import RotateResidual
 
 
-def turned_for(checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, seed: int, threads: int) -> Checkpoint:
+def turned_for(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, seed: int, threads: int, exact: bool = False
+) -> Checkpoint:
     """The checkpoint in the recipe's residual coordinates: itself where there is none asked for.
 
-    Raises `ValueError` where there is no rotation of its size.
+    What is outside the blocks is rounded to the types it is stored in, unless it is to be `exact`. Raises `ValueError` where there is no rotation of its size.
     """
     turn = turn_for(checkpoint, recipe, calibration, seed=seed, threads=threads)
-    return checkpoint if turn is None else checkpoint.turned(turn)
+    return checkpoint if turn is None else checkpoint.turned(turn, exact=exact)
 
 
 def turn_for(checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, seed: int, threads: int) -> Turn | None:

@@ -85,7 +85,7 @@ def turn_columns(W: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
 
 def turn_rows(W: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
     """diag(R, .., R)^T W for W (out, in), or for a vector (out,)."""
-    return turn_columns(W[None] if W.ndim == 1 else W.T, R).reshape(W.T.shape).T
+    return turn_columns(W[None], R)[0] if W.ndim == 1 else turn_columns(W.T, R).T
 
 
 def turn_embedding(W: torch.Tensor, R: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
