@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from suite.activations import quantize_activations
 from suite.coding import Coding, Fixed
-from suite.grids import Integer
-from suite.grids.grid import Fitted, Grid
+from suite.grids import Integer, OutputSearch, ShrinkSearch
+from suite.grids.grid import Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
@@ -44,18 +45,6 @@ def quantize_layer(
     return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, fallbacks=rounded.fallbacks)
 
 
-def quantize_activations(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.Tensor:
-    """`x` (..., in) rounded to nearest: per token, or on one static scale made for values up to `max_abs`."""
-    flat = x.reshape(-1, x.shape[-1])
-    fitted: Fitted
-    if isinstance(grid, Integer) and grid.group == "tensor":
-        high = torch.full((1, 1), max_abs, dtype=x.dtype)
-        fitted = grid.fit_range(-high, high, (flat.shape[0], flat.shape[1]))
-    else:
-        fitted = grid.fit(flat)
-    return fitted.decode(fitted.nearest(flat)).to(x.dtype).reshape(x.shape)
-
-
 def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, recipe: Recipe) -> Score:
     """What a searching transform minimizes: the squared output error of `weights` (by layer name) after scaling by s.
 
@@ -74,7 +63,7 @@ def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, 
             Q = scaled
             if target is not None:
                 grid = target.grid
-                fitted = (replace(grid, clip=None) if isinstance(grid, Integer) else grid).fit(scaled, there.gram)
+                fitted = _unsearched(grid).fit(scaled, there.gram)
                 Q = fitted.decode(fitted.nearest(scaled))
             if recipe.activations is None:
                 total += quadratic(scaled - Q, there.gram)
@@ -84,6 +73,12 @@ def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, 
         return total
 
     return score
+
+
+def _unsearched(grid: Grid) -> Grid:
+    if isinstance(grid, Integer) and isinstance(grid.clip, ShrinkSearch | OutputSearch):
+        return replace(grid, clip=None)
+    return grid
 
 
 def quantize_matrix(
@@ -153,10 +148,15 @@ def _kept_scale(W: torch.Tensor, recipe: Recipe, statistics: LayerStatistics | N
     """The product of the transforms' scales (in,), rounded to what is stored, or None without transforms."""
     if not recipe.transforms:
         return None
+    scales: list[Any] = []
+    for transform in recipe.transforms:
+        if transform.place != "fold":
+            raise ValueError(f"{type(transform).__name__} changes a model's coordinates: it takes a whole model")
+        scales.append(transform)
     if statistics is None:
         raise ValueError(f"{type(recipe.transforms[0]).__name__} looks at activations: give X (tokens, in)")
     alone, total = replace(recipe, layers=()), torch.ones(W.shape[1], dtype=torch.float64)
-    for transform in recipe.transforms:
+    for transform in scales:
         now, there = W * total.to(W.dtype), statistics.scaled(total)
         total = total * transform.fit([now], there, output_error({"matrix": now}, there, alone)).double()
     return total.half().double().clamp(min=2.0**-14, max=65504.0)
@@ -164,7 +164,13 @@ def _kept_scale(W: torch.Tensor, recipe: Recipe, statistics: LayerStatistics | N
 
 def relative_errors(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> tuple[float, float]:
     """`nmse` = |W - Q|^2 / |W|^2 and `hnmse` = tr((W-Q) H (W-Q)^T) / tr(W H W^T); 0 over 0 is 0."""
-    E = (W - Q).double()
-    pairs = ((float((E**2).sum()), float((W.double() ** 2).sum())), (quadratic(E, H), quadratic(W, H)))
-    nmse, hnmse = (0.0 if top == 0 else math.inf if bottom == 0 else top / bottom for top, bottom in pairs)
-    return nmse, hnmse
+    return squared_error(W, Q), _ratio(quadratic(W - Q, H), quadratic(W, H))
+
+
+def squared_error(W: torch.Tensor, Q: torch.Tensor) -> float:
+    """`nmse` = |W - Q|^2 / |W|^2; 0 over 0 is 0."""
+    return _ratio(float(((W - Q).double() ** 2).sum()), float((W.double() ** 2).sum()))
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return 0.0 if top == 0 else math.inf if bottom == 0 else top / bottom

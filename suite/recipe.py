@@ -69,7 +69,8 @@ class Recipe:
     mixed-width allocation, or AWQ's unclipped queries and keys. The embedding and the head are quantized only where a
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
-    Activations are quantized to nearest, token by token, as `suite.activations` says. `coding` says how the codes of all weights are stored.
+    Activations are quantized to nearest, token by token (`suite.activations`). `coding` says how the codes of all
+    weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()

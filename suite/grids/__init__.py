@@ -7,7 +7,7 @@ that all of it is stored in (`suite.grids.grid`).
 
 from suite.grids.bfloat16 import BFloat16
 from suite.grids.exl2 import Exl2
-from suite.grids.integer import Integer, OutputSearch, ShrinkSearch
+from suite.grids.integer import ClipRatio, Integer, OutputSearch, ShrinkSearch
 from suite.grids.k_quants import Gguf
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.nested import DoubleQuantized, TwoLevel
@@ -18,13 +18,15 @@ from suite.grids.steps import Steps
 
 GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps)
 SCALES = (RealScale, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
-GRID_PARTS = (ShrinkSearch, OutputSearch, GaussianTable, KMeansTable, *SCALES)  # what a grid's fields are made of
+# what a grid's fields are made of
+GRID_PARTS = (ShrinkSearch, OutputSearch, ClipRatio, GaussianTable, KMeansTable, *SCALES)
 
 __all__ = [
     "GRIDS",
     "GRID_PARTS",
     "SCALES",
     "BFloat16",
+    "ClipRatio",
     "DoubleQuantized",
     "Exl2",
     "GaussianTable",

@@ -52,6 +52,9 @@ class Element(Protocol):
     def encode(self, x: torch.Tensor, saturate: bool = True) -> torch.Tensor:
         """The codes nearest to `x`: uint8, or int32 beyond 8 bits."""
 
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """The levels nearest to `x`, those of the codes that `encode` gives but for the sign of 0; saturates."""
+
 
 def code_type(bits: int) -> torch.dtype:
     """The tensor type of codes of so many bits."""
@@ -147,6 +150,17 @@ class FloatFormat:
         negative = x.view(whole.dtype) < 0  # the sign bit, of -0 too
         return code.add_(negative, alpha=1 << (self.bits - 1)).to(code_type(self.bits))
 
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """The numbers nearest to `x`, ties to even; saturates, and NaN stays NaN.
+
+        Adding and taking away 3/2 of a power of two so large that its last place is the step at |x| rounds to it.
+        """
+        near = x.clamp(-self.reach, self.reach)
+        whole, width, bias = fields_of(near)
+        power = (whole & ((2 * bias + 1) << width)).view(x.dtype).clamp_(min=2.0 ** (1 - self.bias))
+        power.mul_(1.5 * 2.0 ** (width - self.mantissa))
+        return near.add_(power).sub_(power)
+
     @property
     def _nan_code(self) -> int:
         """The NaN that casts make: the only one, or the quiet one."""
@@ -185,6 +199,11 @@ class FixedPoint:
         code = (x * 2.0**self.fraction).round_().clamp_(-top, top).to(torch.int32)
         return code.bitwise_and_(2**self.bits - 1).to(code_type(self.bits))
 
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """The numbers nearest to `x`, ties to even; saturates symmetrically, and NaN stays NaN."""
+        top = 2 ** (self.bits - 1) - 1
+        return (x * 2.0**self.fraction).round_().clamp_(-top, top).mul_(2.0**-self.fraction)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -206,6 +225,11 @@ class Table:
             raise ValueError(f"NaN has no code in {self.name}")
         search = _search(self.levels, x.dtype)
         return search.place(x).to(code_type(self.bits))
+
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """The levels nearest to `x`, ties to the even place; saturates. `ValueError` for NaN."""
+        places = self.encode(x).reshape(-1).to(torch.int32)
+        return torch.tensor(self.levels, dtype=x.dtype).index_select(0, places).reshape(x.shape)
 
 
 @dataclass(frozen=True, slots=True)

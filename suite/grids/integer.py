@@ -67,6 +67,17 @@ class OutputSearch:
         _check_search(self.steps, self.most)
 
 
+@dataclass(frozen=True, slots=True)
+class ClipRatio:
+    """Shrink every range by one factor and search nothing (QuaRot: 0.9 for activations); values beyond it saturate."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"clip ratio {self.ratio!r}: expected above 0, at most 1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integer:
     """Uniform integers. `group` consecutive inputs of a row share a scale, or a whole "row", or the "tensor".
@@ -78,7 +89,7 @@ class Integer:
     bits: int
     group: int | Literal["row", "tensor"] = 128
     convention: Convention = "asymmetric"
-    clip: ShrinkSearch | OutputSearch | None = None
+    clip: ShrinkSearch | OutputSearch | ClipRatio | None = None
     axis: Literal[0, 1] = 1
     scale_bits: Literal[16, 32] = 16
 
@@ -122,18 +133,18 @@ class Integer:
             raise ValueError("an output search needs the Gram matrix H")
         layout = self.layout((W.shape[0], W.shape[1]))
         grouped_low, grouped_high = layout.grouped(W, math.inf).amin(-1), layout.grouped(W, -math.inf).amax(-1)
-        best = self._from_range(W, grouped_low, grouped_high)
-        if self.clip is None:
-            return best
+        if self.clip is None or isinstance(self.clip, ClipRatio):
+            return self.fit_range(grouped_low, grouped_high, layout.shape)
+        best = self._from_range(layout.shape, grouped_low, grouped_high)
         least = self._objective(W, best, importance)
         absmax = torch.maximum(-grouped_low, grouped_high)
         for i in range(1, int(self.clip.most * self.clip.steps)):
             keep = 1 - i / self.clip.steps
             if isinstance(self.clip, ShrinkSearch):
-                candidate = self._from_range(W, grouped_low * keep, grouped_high * keep)
+                candidate = self._from_range(layout.shape, grouped_low * keep, grouped_high * keep)
             else:
                 clamped = grouped_low.clamp(min=-keep * absmax), grouped_high.clamp(max=keep * absmax)
-                candidate = self._from_range(W, *clamped)
+                candidate = self._from_range(layout.shape, *clamped)
             objective = self._objective(W, candidate, importance)
             better = objective < least
             least = torch.where(better, objective, least)
@@ -142,7 +153,8 @@ class Integer:
 
     def fit_range(self, low: torch.Tensor, high: torch.Tensor, shape: tuple[int, int]) -> "FittedInteger":
         """Bind the grid to known ranges, one per group, instead of to values (static activation scales)."""
-        return self._from_range(torch.empty(shape, dtype=low.dtype), low, high)
+        keep = self.clip.ratio if isinstance(self.clip, ClipRatio) else 1.0
+        return self._from_range(shape, low * keep, high * keep)
 
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedInteger", torch.Tensor]:
         """The fitted grid and the codes (out, in) that `FittedInteger.to_bytes` wrote."""
@@ -171,7 +183,7 @@ class Integer:
         group_of = torch.empty(n_in) if header.get("grouped") else None
         return FittedInteger(grid=self, shape=(n_out, n_in), scale=torch.empty(shape), zero=zero, group_of=group_of)
 
-    def _from_range(self, W: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> "FittedInteger":
+    def _from_range(self, shape: tuple[int, int], low: torch.Tensor, high: torch.Tensor) -> "FittedInteger":
         top = 2**self.bits - 1
         zero: torch.Tensor | None = None
         if self.convention == "asymmetric":
@@ -189,7 +201,7 @@ class Integer:
             scale = self._stored(absmax / divisor) * sign
         scale = scale.T.contiguous().T  # a group's scales side by side: error feedback reads them column after column
         zero = None if zero is None else zero.T.contiguous().T
-        return FittedInteger(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, zero=zero)
+        return FittedInteger(grid=self, shape=shape, scale=scale, zero=zero)
 
     def _wide_enough(self, scale: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
         """Scales at which a real zero point can be stored: far from 0, a narrow group's would overflow float16."""
@@ -281,6 +293,13 @@ class FittedInteger:
         scale, zero = self._affine(columns)
         levels = self._round(x / scale, zero).clamp_(self._lowest, self.n_codes - 1)
         return levels.to(torch.uint8), levels.sub_(zero).mul_(scale)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The values nearest to `x` (out, in) alone: what `snap` gives second."""
+        scale, zero = self._affine(ALL)
+        if isinstance(zero, torch.Tensor) or self.grid.convention == "half-integer":
+            return self._round(x / scale, zero).clamp_(self._lowest, self.n_codes - 1).sub_(zero).mul_(scale)
+        return (x / scale).round_().clamp_(self._lowest - zero, self.n_codes - 1 - zero).mul_(scale)
 
     def _round(self, ratio: torch.Tensor, zero: torch.Tensor | float) -> torch.Tensor:
         if self.grid.convention in ("real-zero", "half-integer"):

@@ -35,12 +35,15 @@ class TwoLevel:
 
     def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """E4M3 numbers "scale" (R, C), and "tensor_scale" (1, 1); a matrix of zeros has the tensor scale 1."""
+        return self.fit_under(groups, element, groups.largest.amax())
+
+    def fit_under(self, groups: Groups, element: Element, top: torch.Tensor) -> Stored:
+        """The same with g made for magnitudes up to `top`, a scalar: groups beyond it saturate."""
         most = groups.largest
-        g = most.amax().reshape(1, 1) / (E4M3.reach * element.reach)
+        g = top.reshape(1, 1) / (E4M3.reach * element.reach)
         g = torch.where((g == 0) | (not self.matrix), 1.0, g.float().clamp(min=2.0**-126).to(most.dtype))
         wanted = (most / element.reach / g).clamp(min=2.0**-6, max=E4M3.reach)
-        levels = torch.tensor(E4M3.levels, dtype=most.dtype)
-        return {"tensor_scale": g, "scale": levels[E4M3.encode(wanted).to(torch.int64)]}
+        return {"tensor_scale": g, "scale": E4M3.round(wanted)}
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """The product of both, in the type of the parameters."""

@@ -84,6 +84,20 @@ class Scaled:
             return self._bind(layout, element, self.scale.fit(groups, element))
         return self._search(W, groups, layout, element)
 
+    def fit_under(self, x: torch.Tensor, most: float) -> "FittedScaled":
+        """Bind the grid to `x` (out, in), with what all of it shares made for magnitudes up to `most` (static scales).
+
+        That is the scale of `group="tensor"` and the g of `TwoLevel`. Raises `ValueError` for NaN or infinite values.
+        """
+        assert not isinstance(self.element, KMeansTable)
+        element, layout, top = self._constant(self.element), self.layout((x.shape[0], x.shape[1])), x.new_tensor(most)
+        groups = Groups.of(x, layout)
+        if self.group == "tensor":
+            groups = replace(groups, largest=top.reshape(1, 1))
+        rule = self.scale
+        stored = rule.fit_under(groups, element, top) if isinstance(rule, TwoLevel) else rule.fit(groups, element)
+        return self._bind(layout, element, stored)
+
     def _element(self, W: torch.Tensor, groups: Groups, layout: Layout, H: torch.Tensor | None) -> Element:
         if not isinstance(self.element, KMeansTable):
             return self._constant(self.element)
@@ -230,6 +244,10 @@ class FittedScaled:
         """The codes (out, k) nearest to `x`, and the values they stand for: `nearest` and `decode` in one go."""
         codes = self.nearest(x, columns)
         return codes, self.decode(codes, columns)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The values nearest to `x` (out, in) alone: what `snap` gives second, but for the sign of 0."""
+        return self.element.round(x * self.layout.expand(self.inverse)).mul_(self.layout.expand(self.scale))
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (out, k) of the two levels around `x`; outside the range both are the last level."""

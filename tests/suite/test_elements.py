@@ -205,3 +205,11 @@ def test_boundaries_are_the_last_numbers_that_round_down(element):
     after = bounds.nextafter(torch.full_like(bounds, math.inf))
     assert torch.equal(element.encode(bounds).long(), torch.arange(len(bounds)))
     assert torch.equal(element.encode(after).long(), torch.arange(len(bounds)) + 1)
+
+
+@everything
+@dtypes
+def test_rounding_gives_the_levels_of_the_codes(element, dtype):
+    x = interesting(element, dtype)
+    levels = torch.tensor(element.levels, dtype=dtype)
+    assert torch.equal(element.round(x), levels[element.encode(x).to(torch.int64)])

@@ -288,7 +288,7 @@ def test_what_cannot_be_combined_says_so():
     assert "no padded groups" in Target(Sparse(grid=Scaled(element="e2m1", group=32, pad=True))).unsupported
     assert "half-integer" in Target(Sparse(grid=Integer(bits=1))).unsupported
     weights = Target(Integer(bits=4))
-    for score, reason in (("magnitude", None), ("wanda", "Wanda's masks need")):
+    for score, reason in (("magnitude", None), ("wanda", "masks by wanda need")):
         found = Recipe(weights=weights, activations=Target(Sparse(grid=Integer(bits=4), score=score))).unsupported
         assert found is None if reason is None else reason in found
     with pytest.raises(ValueError, match="need the given order"):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from suite.grids import Integer
 from suite.methods import method_named
-from suite.quantize import output_error, quantize_activations, quantize_matrix
+from suite.quantize import output_error, quantize_matrix
 from suite.recipe import Recipe, Target
 from suite.statistics import statistics_of
 from suite.transforms import AwqScale, SmoothScale, awq_scale, smooth_scale
@@ -122,22 +122,6 @@ def test_a_layer_that_no_target_names_keeps_its_weights():
     ones = torch.ones(12, dtype=torch.float64)
     assert output_error({"a": W}, statistics_of(X), recipe)(ones) == 0
     assert output_error({"b": W}, statistics_of(X), recipe)(ones) > 0
-
-
-def test_activations_on_a_static_scale_are_clipped_at_it():
-    x = torch.tensor([[[-3.0, 0.5], [1.0, 7.0]]])
-    grid = Integer(bits=8, group="tensor", convention="narrow", scale_bits=32)
-    found = quantize_activations(x, grid, 1.27)
-    torch.testing.assert_close(found, torch.tensor([[[-1.27, 0.5], [1.0, 1.27]]]), rtol=2.0**-22, atol=0)
-    assert found.dtype == x.dtype and found.shape == x.shape
-
-
-def test_activations_per_token_have_a_scale_each():
-    x = gaussian(0, 2, 3, 8).float() * torch.tensor([1.0, 100.0, 0.0])[:, None]
-    grid = Integer(bits=8, group="row", convention="full-range", scale_bits=32)
-    found = quantize_activations(x, grid, 0.0)
-    half_step = x.abs().amax(-1, keepdim=True) / 127 / 2
-    assert bool(((found - x).abs() <= half_step * (1 + 2.0**-14)).all())  # 2^7 steps, each rounded to 24 bits
 
 
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
