@@ -1,0 +1,68 @@
+"""A decoder block on whole rows at once, as if every row had been decoded token by token through a quantized cache."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from suite.kv_cache.attention import NAME
+from suite.kv_cache.cache import Sides
+from suite.kv_cache.codec import Learned
+from suite.kv_cache.held import Side, Versions, entering
+from suite.kv_cache.target import CacheTarget
+
+
+class OneShot:
+    """Stands where a block looks for its cache, and takes whole rows; counts what a cache would hold of them."""
+
+    def __init__(self, sides: Sides):
+        self._sides = sides
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.rows, self._n_bytes = 0, 0
+
+    @property
+    def n_bytes(self) -> float:
+        """The bytes that are held after a row, in the mean over rows; all are equal where no outliers are kept."""
+        return self._n_bytes / self.rows
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any) -> tuple[Versions, Versions]:
+        """Keys and values (rows, heads, n, d) of whole rows, as queries see them."""
+        self.rows += len(key_states)
+        return self._one(self._sides.keys, key_states), self._one(self._sides.values, value_states)
+
+    def _one(self, side: Side, states: torch.Tensor) -> Versions:
+        shown, n_bytes = entering(side, states.transpose(1, 2))
+        self._n_bytes += n_bytes
+        rows, n = len(states), states.shape[2]
+        exact, rounded = shown.exact.transpose(1, 2), shown.rounded.transpose(1, 2)
+        return Versions(exact, rounded, shown.since.expand(rows, n), torch.zeros(rows, dtype=torch.int64))
+
+
+def evaluate_through(
+    block: nn.Module, config: Any, target: CacheTarget, learned: Sequence[Learned | None] = (None, None)
+) -> OneShot:
+    """Have a decoder block attend through a cache as `target` says, from now on; `config` is its model's.
+
+    `learned` are the tables for keys and values where the target takes them. The block is then for whole rows that
+    begin without padding.
+    """
+    shot, attention = OneShot(Sides.of(config, target, learned)), block.get_submodule("self_attn")
+    own = copy.deepcopy(config)
+    own._attn_implementation = NAME
+    attention.config = own
+    take_cache(attention, shot)
+    return shot
+
+
+def take_cache(attention: nn.Module, cache: Any) -> Any:
+    """Have an attention module use this cache, whatever it is called with; returns a handle that ends it."""
+
+    def put(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any]:
+        return arguments, {**keywords, "past_key_values": cache}
+
+    return attention.register_forward_pre_hook(put, with_kwargs=True)
