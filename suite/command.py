@@ -12,6 +12,7 @@ import click
 
 from suite.allocate_command import allocate
 from suite.entropy_command import entropy
+from suite.outliers_command import outliers
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -64,6 +65,7 @@ def bitfrontier() -> None:
 
 bitfrontier.add_command(allocate)
 bitfrontier.add_command(entropy)
+bitfrontier.add_command(outliers)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
@@ -115,8 +117,9 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 def run(dry_run: bool, **options: Any) -> int:
     """Run every cell of MODEL that has no finished record yet; print the table.
 
-    MODEL is a directory in Hugging Face format, a hub id, `reference`, or `reference+outliers`; or a directory that
-    --save wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
+    MODEL is a directory in Hugging Face format, a hub id, or `reference`, any of them with `+outliers[:KIND][:FACTOR]`
+    behind it for injected outliers, KIND norm, linear or both, FACTOR a power of two to 256; or a directory that --save
+    wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
     --activation-bits, --coding, --save and --export do not apply.
     """
     _check_writable(options["store"], options["save"], options["export"])

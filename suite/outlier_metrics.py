@@ -169,11 +169,12 @@ def captured(
     unrounded, the first of equals; `salience` is (out, in), or (in,) for channels. NaN where there is no error.
     """
     total, order = quadratic(E, H), salience.flatten().argsort(descending=True, stable=True)
+    between = (E.T.double() @ E.double()) * H if salience.ndim == 1 else None  # its sum is tr(E H E^T)
     found = []
     for fraction in fractions:
         n = max(1, round(fraction * len(order)))
         rest = torch.ones(len(order), dtype=torch.float64)
         rest[order[:n]] = 0
-        left = quadratic(E.double() * rest.reshape(salience.shape), H)
+        left = float(rest @ between @ rest) if between is not None else quadratic(E * rest.reshape(E.shape), H)
         found.append((n / len(order), 1 - left / total if total else float("nan")))
     return found

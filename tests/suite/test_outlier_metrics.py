@@ -235,6 +235,17 @@ def test_everything_captures_all_and_the_worst_capture_most():
     assert found["worst weights"][1][1] > found["salient weights"][1][1] > 0
 
 
+@given(st.integers(0, 1000), st.integers(1, 31))
+def test_captured_channels_are_captured_columns(seed, n):
+    _, _, E, H = errors(seed)
+    salience, left = normal(32, seed=seed + 2), E.clone()
+    left[:, salience.argsort(descending=True)[:n]] = 0
+    ((protected, share),) = captured(E, H, salience, [n / 32])
+    assert protected == n / 32 and share == pytest.approx(1 - quadratic(left, H) / quadratic(E, H), abs=1e-12)
+    ((_, same),) = captured(E, H, salience.expand(24, 32), [n / 32])  # all weights of a column are as salient
+    assert share == pytest.approx(same, abs=1e-12)
+
+
 def test_with_uncorrelated_inputs_shares_are_sums_and_the_worst_are_the_best():
     _, W, E, _ = errors()
     H = torch.diag(torch.arange(1.0, 33, dtype=torch.float64))
