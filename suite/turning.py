@@ -15,7 +15,8 @@ def turned_for(
 ) -> Checkpoint:
     """The checkpoint in the recipe's residual coordinates: itself where there is none asked for.
 
-    What is outside the blocks is rounded to the types it is stored in, unless it is to be `exact`. Raises `ValueError` where there is no rotation of its size.
+    What is outside the blocks is rounded to the types it is stored in, unless it is to be `exact`. Raises `ValueError`
+    where there is no rotation of its size.
     """
     turn = turn_for(checkpoint, recipe, calibration, seed=seed, threads=threads)
     return checkpoint if turn is None else checkpoint.turned(turn, exact=exact)

@@ -18,7 +18,6 @@ from suite.transforms import (
     DualRotation,
     RotateHeads,
     RotateInputs,
-    RotateKeys,
     RotateResidual,
     RotateValues,
     SmoothScale,
@@ -65,8 +64,11 @@ def change(checkpoint, transforms, tokens):
     base = tiny.logits_of(checkpoint, tokens.tensor())
     turned = turned_for(checkpoint, recipe, tokens, seed=3, threads=1, exact=True)
     kept = Calibration.of(turned, tokens, 1)
-    after = tiny.logits_of(turned, tokens.tensor(),
-                           lambda i, block: transform_block(turned, i, block, recipe, kept.statistics(i), seed=3))  # fmt: skip
+
+    def transform(i, block):
+        transform_block(turned, i, block, recipe, kept.statistics(i), seed=3)
+
+    after = tiny.logits_of(turned, tokens.tensor(), transform)
     return float((after - base).abs().max() / base.abs().max())
 
 
