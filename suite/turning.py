@@ -1,13 +1,12 @@
 """The coordinates of the residual stream that a recipe asks for, drawn or learned, and the model in them."""
 
-import torch
-
 from suite.models.checkpoint import Checkpoint
 from suite.models.turn import Turn
 from suite.quantize import generator_for
 from suite.recipe import Recipe
+from suite.rotation_learning import learn_rotations
 from suite.tokens import Tokens
-from suite.transforms import RotateResidual
+from suite.transforms import LearnedRotations, RotateResidual
 
 
 def turned_for(
@@ -26,16 +25,9 @@ def turn_for(checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, see
     """The rotations that the recipe's transforms of place "residual" come to, in order."""
     turn: Turn | None = None
     for number, transform in enumerate(recipe.transforms):
-        if type(transform).__name__ == "LearnedRotations":
-            from suite.rotation_learning import learn_rotations
-
+        if isinstance(transform, LearnedRotations):
             turn = learn_rotations(checkpoint, recipe, calibration, seed=seed, threads=threads)
         elif isinstance(transform, RotateResidual):
             matrix = transform.fit(int(checkpoint.config.hidden_size), generator_for(seed, f"residual/{number}"))
             turn = Turn(matrix if turn is None else turn.matrix @ matrix)
     return turn
-
-
-def identity(hidden: int) -> Turn:
-    """The turn that folds the gains and leaves the coordinates alone."""
-    return Turn(torch.eye(hidden, dtype=torch.float64))
