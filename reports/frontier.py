@@ -24,14 +24,16 @@ FAMILIES = {
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
     "entropy-coded": ("dfloat11", "ecf8", "entrollm", "ecsq", "cerwu", "watersic"),
-    "coordinates": ("qronos",),
+    "coordinates": ("qronos", "quarot", "expansion", "duquant"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
     "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm", "ecsq",
     *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
-FEEDBACK = ("gptq", "gptq-stochastic", "qronos", "sparsegpt-24", "exl2", "cerwu", "watersic")
+FEEDBACK = (
+    "gptq", "gptq-stochastic", "qronos", "quarot", "expansion", "sparsegpt-24", "exl2", "cerwu", "watersic",
+)  # fmt: skip
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
 MOST_BITS = 12  # beyond which a point is not drawn: only blocks that hardly fit a matrix's width take more
 _SAME_PERPLEXITY = 1e-3  # relative; environments differ by rounding, other tokens or lengths by percents

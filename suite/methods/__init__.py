@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from suite.methods.awq import AWQ
 from suite.methods.cerwu import CERWU
 from suite.methods.dfloat11 import DFLOAT11
+from suite.methods.duquant import DUQUANT
 from suite.methods.ecf8 import ECF8
 from suite.methods.ecsq import ECSQ
 from suite.methods.entrollm import ENTROLLM
 from suite.methods.exl2 import EXL2
+from suite.methods.expansion import EXPANSION
 from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
@@ -20,6 +22,7 @@ from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5
 from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
 from suite.methods.qronos import QRONOS
+from suite.methods.quarot import QUAROT
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
@@ -35,7 +38,7 @@ METHODS: tuple[Method, ...] = (
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # coordinates
-    QRONOS,
+    QRONOS, QUAROT, EXPANSION, DUQUANT,
     # entropy coded
     DFLOAT11, ECF8, ENTROLLM, ECSQ, CERWU, WATERSIC,
 )  # fmt: skip

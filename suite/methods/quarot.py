@@ -1,0 +1,71 @@
+"""QuaRot: turn the whole network by Hadamard matrices, so that no channel stands out, and quantize it to 4 bits.
+
+Ashkboos, Mohtashami, Croci, Li, Cameron, Jaggi, Alistarh, Hoefler, Hensman 2024, "QuaRot: Outlier-Free 4-Bit Inference
+in Rotated LLMs", arXiv:2404.00456. Defaults are the paper's: a randomized Hadamard matrix on the residual stream, plain
+ones on values head by head, across heads before the output projection and on the down projection's input; GPTQ with 1%
+damping, columns as given, a scale per output channel, symmetric, its range searched; inputs symmetric per token,
+clipped at 0.9 of their range. `activation_bits=None` is the paper's weight-only variant.
+
+The release also subtracts the embeddings' mean, which is right for LayerNorm and changes the function of a model with
+RMSNorm; that is left out.
+"""
+
+from typing import Any, Literal
+
+from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
+from suite.methods.method import Method
+from suite.recipe import Recipe, Rounding, Target
+from suite.rounding import Feedback, Nearest, Qronos
+from suite.transforms import RotateHeads, RotateInputs, RotateResidual, RotateValues
+from suite.transforms.rotation import Kind
+
+_ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
+
+
+def build(
+    *,
+    bits: int,
+    group: int | str = "row",
+    convention: str = "full-range",
+    clip: ShrinkSearch | OutputSearch | ClipRatio | None = ShrinkSearch(),  # noqa: B008 - a frozen value
+    activation_bits: int | None = 4,
+    rounding: Literal["gptq", "qronos", "rtn"] = "gptq",
+    kind: Kind = "hadamard",
+    heads: bool = True,
+    **options: Any,
+) -> Recipe:
+    """`kind` is that of the residual stream's rotation; `heads=False` leaves out the one across heads.
+
+    The latter is for models whose number of heads no Hadamard matrix has. Further options are those of the rounding
+    (order, groups, damping, block ..) and fields of `Integer` for the weights.
+    """
+    how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
+    grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
+    return Recipe(
+        transforms=(RotateResidual(kind=kind), RotateValues(), *([RotateHeads()] if heads else []), RotateInputs()),
+        weights=Target(grid, how),
+        activations=None if activation_bits is None else Target(_per_token(activation_bits)),
+        inputs="original" if rounding == "rtn" else "quantized",
+    )
+
+
+def _per_token(bits: int) -> Integer:
+    return Integer(bits=bits, group="row", convention="full-range", clip=ClipRatio(0.9), scale_bits=32)
+
+
+def _rounding(name: str, options: dict[str, Any]) -> Rounding:
+    kinds: dict[str, type] = {"gptq": Feedback, "qronos": Qronos, "rtn": Nearest}
+    if name not in kinds:
+        raise ValueError(f"rounding {name!r}: expected one of {', '.join(kinds)}")
+    found: Rounding = kinds[name](**options)
+    return found
+
+
+QUAROT = Method(
+    name="quarot",
+    paper="QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs",
+    arxiv="2404.00456",
+    needs="calibration",
+    bits=tuple(range(1, 9)),
+    build=build,
+)
