@@ -75,8 +75,8 @@ class Qronos:
     ) -> Rounded:
         """Codes for `W` (out, in) given `H` = X~^T X~ / n (in, in) and `cross` = G = X^T X~ / n (in, in).
 
-        Without `cross` the inputs count as matched, G = H: then this is error feedback. `ValueError` without H, for
-        wrong shapes, and for NaN or infinite values of G.
+        Without `cross` the inputs count as matched, G = H: then this is error feedback. So it is in a recipe of
+        `inputs="original"`. `ValueError` without H, for wrong shapes, and for NaN or infinite values of G.
         """
         H = checked(H, W.shape[1]).double()
         feedback = self._feedback(self._damping(H))
@@ -127,8 +127,8 @@ def checked_cross(cross: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
 def largest_eigenvalue(H: torch.Tensor) -> float:
     """The largest eigenvalue of a positive semidefinite `H` (in, in), from below: a Rayleigh quotient.
 
-    Power iteration from a fixed start of no structure. What is missing is at most the share of what the last step
-    still moved, which is no matter for a damping; 0 for a matrix of zeros.
+    Power iteration from a fixed start of no structure. What is missing after k steps is on average over starts at most
+    0.871 ln(in) / (k - 1) of it (Kuczynski, Wozniakowski 1992), which is no matter for a damping. 0 where H is.
     """
     x = torch.arange(1, len(H) + 1, dtype=H.dtype).cos_()
     for _ in range(_POWER_STEPS):

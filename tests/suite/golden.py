@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,11 +22,23 @@ def rows(name: str = "scalar") -> Iterator[dict[str, Any]]:
 
 
 @cache
-def matrices(seed: int, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`W` (256, 512) and `H` (512, 512), float64."""
+def _made(seed: int, weights: str) -> tuple[torch.Tensor, ...]:
     spec = importlib.util.spec_from_file_location("golden_matrices", FOLDER / "matrices.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    W, _, H = module.make(seed, weights)
-    return torch.from_numpy(W), torch.from_numpy(H)
+    return tuple(map(torch.from_numpy, module.make(seed, weights)))
+
+
+def matrices(seed: int, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`W` (256, 512) and `H` (512, 512), float64."""
+    W, _, H = _made(seed, weights)
+    return W, H
+
+
+@cache
+def inputs(seed: int, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`X` (2048, 512) and what a quantized model is taken to make of it, with 5% noise in every channel, float64."""
+    _, X, _ = _made(seed, weights)
+    noise = np.random.default_rng(seed + 1000).standard_normal(tuple(X.shape))
+    return X, X + 0.05 * X.std(0, correction=0) * torch.from_numpy(noise)

@@ -10,7 +10,7 @@ from suite.grids import DoubleQuantized, Gguf, Integer, PowerOfTwo, RealScale, S
 from suite.methods import method_named
 from suite.quantize import quantize_layer, relative_errors
 from suite.recipe import Target
-from suite.rounding import Feedback, HalfQuadratic
+from suite.rounding import Feedback, HalfQuadratic, Qronos
 
 if not golden.FOLDER.is_dir():
     pytest.skip("no golden numbers beside this checkout (shared/golden)", allow_module_level=True)
@@ -48,6 +48,12 @@ def of_brevitas(c):
         return Target(grid)
     order = "decreasing" if c["act_order"] else "given"
     return Target(grid, Feedback(order=order, groups="static", damping=c["percdamp"]))
+
+
+def of_qronos(c):
+    convention = {"sym_fixed": "narrow", "asym_fixed": "asymmetric"}[c["quantizer"]]
+    grid = Integer(bits=c["bits"], group=group(c), convention=convention, scale_bits=32)
+    return Target(grid, Qronos(order="decreasing" if c["act_order"] else "given", damping=c["alpha"]))
 
 
 def of_llama_cpp(c):
@@ -88,6 +94,7 @@ OURS = {
     "hqq": of_hqq,
     "brevitas_rtn": of_brevitas,
     "brevitas_gptq": of_brevitas,
+    "brevitas_qronos": of_qronos,
     "gguf_q4_0": of_llama_cpp,
     "gguf_q8_0": lambda c: Target(Gguf(type="q8_0")),
     "nvfp4": of_nvfp4,
@@ -108,7 +115,7 @@ def in_the_main_run(row):
 
 def rows():
     for row in golden.rows():
-        if row["method"] in OURS and row["config"].get("calib") != "Xtilde":  # noisy inputs are for Qronos
+        if row["method"] in OURS:
             yield row
 
 
@@ -122,17 +129,32 @@ PARAMETERS = [
 ]
 
 
+def found(row, target):
+    """What comes back of the weights, calibrated as the row was: on X, on noisy inputs X~, or (Qronos) on both."""
+    W, H = golden.matrices(row["seed"], row["weights"])
+    cross = None
+    if row["config"].get("calib", "X").startswith("Xtilde"):
+        X, noisy = golden.inputs(row["seed"], row["weights"])
+        H, cross = noisy.T @ noisy / len(X), X.T @ noisy / len(X)
+    return quantize_layer(W.float(), target, H, torch.Generator(), cross=cross).dequantize().double()
+
+
 def found_errors(row, target):
     W, H = golden.matrices(row["seed"], row["weights"])
-    Q = quantize_layer(W.float(), target, H, torch.Generator()).dequantize()
-    return relative_errors(W, Q, H)
+    return relative_errors(W, found(row, target), H)
 
 
 @pytest.mark.parametrize("row", PARAMETERS)
 def test_the_releases_way_gives_the_releases_numbers(row):
-    nmse, hnmse = found_errors(row, OURS[row["method"]](row["config"]))
+    W, H = golden.matrices(row["seed"], row["weights"])
+    Q = found(row, OURS[row["method"]](row["config"]))
+    nmse, hnmse = relative_errors(W, Q, H)
     assert nmse == pytest.approx(row["nmse"], rel=0.01)
     assert hnmse == pytest.approx(row["hnmse"], rel=0.01)
+    if "xnmse" in row:
+        X, noisy = golden.inputs(row["seed"], row["weights"])
+        xnmse = float((X @ W.T - noisy @ Q.T).square().sum() / (X @ W.T).square().sum())
+        assert xnmse == pytest.approx(row["xnmse"], rel=0.01)
 
 
 def released(method, config):
