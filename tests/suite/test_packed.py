@@ -34,6 +34,10 @@ RECIPES = {
     "static activations": 'Recipe(transforms=(SmoothScale(),), weights=Target(Integer(bits=4, group="row")), '
     'activations=Target(Integer(bits=8, group="tensor", convention="full-range", scale_bits=32)))',
     "activations alone": 'Recipe(activations=Target(Integer(bits=6, group="row", convention="full-range")))',
+    "activations in NVFP4": 'Recipe(weights=Target(Integer(bits=4, group=16)), activations=Target(Scaled('
+    'element="e2m1", group=16, scale=TwoLevel(), pad=True)))',
+    "clipped activations that Qronos corrects": 'Recipe(weights=Target(Integer(bits=3, group=16), Qronos()), '
+    'inputs="quantized", activations=Target(Integer(bits=4, group=16, convention="full-range", clip=ClipRatio(0.9))))',
     "groups in an order of their own": 'Target(Integer(bits=3, group=16), Feedback(order="decreasing"))',
     "embedding and head": f"Recipe(weights=Target(Integer(bits=4, group=16)), layers=({EMBEDDED}))",
     "everything at once": f'Recipe(transforms=(AwqScale(),), weights=Target(Integer(bits=3, group=16), Feedback()), '
