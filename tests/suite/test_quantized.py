@@ -31,13 +31,20 @@ RECIPES = [
     Recipe(transforms=(AwqScale(), AwqScale(steps=3)), weights=Target(Integer(bits=3, group=4), Feedback())),
 ]
 
-UNIFORM = [m for m in METHODS if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
 
-methods = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def takes_one_matrix(method):
+    recipe = method.recipe(bits=method.bits[-1])
+    return all(transform.place == "fold" for transform in recipe.transforms)
+
+
+OF_MATRICES = [m for m in METHODS if takes_one_matrix(m)]
+UNIFORM = [m for m in OF_MATRICES if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
+
+methods = pytest.mark.parametrize("method", OF_MATRICES, ids=lambda m: m.name)
 uniform = pytest.mark.parametrize("method", UNIFORM, ids=lambda m: m.name)
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 widths = pytest.mark.parametrize("bits", [2, 3, 4, 8])
-of_every_width = [(m, bits) for m in METHODS for bits in (m.bits if m.fixed else (2, 3, 4, 8))]
+of_every_width = [(m, bits) for m in OF_MATRICES for bits in (m.bits if m.fixed else (2, 3, 4, 8))]
 every_width = pytest.mark.parametrize(("method", "bits"), of_every_width, ids=lambda x: getattr(x, "name", str(x)))
 
 
@@ -137,7 +144,7 @@ def test_what_is_not_a_matrix_is_an_error(method):
         quantize_matrix(torch.ones(3), method=method.name, bits=4)
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS if m.needs == "calibration"])
+@pytest.mark.parametrize("name", [m.name for m in OF_MATRICES if m.needs == "calibration"])
 def test_a_method_that_needs_calibration_says_so(name):
     with pytest.raises(
         ValueError, match=r"needs the Gram matrix H of shape \(7, 7\), found none|give X \(tokens, in\)"
@@ -145,7 +152,7 @@ def test_a_method_that_needs_calibration_says_so(name):
         quantize_matrix(data((5, 7))[0], method=name, bits=4)
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS if m.needs == "nothing"])
+@pytest.mark.parametrize("name", [m.name for m in OF_MATRICES if m.needs == "nothing"])
 def test_a_method_that_needs_nothing_does_not_look_at_inputs(name):
     W, X = data((5, 7))
     bare, given = (quantize_matrix(W, method=name, bits=4, X=x) for x in (None, X))
@@ -210,7 +217,7 @@ def test_any_coding_stores_what_any_recipe_makes(recipe, coding):
     assert q.entropy_bits == fixed.entropy_bits < q.n_bits == q.coded_bits
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize("method", OF_MATRICES, ids=lambda m: m.name)
 def test_codes_at_fixed_width_say_what_ans_would_make_of_them(method):
     W, X = data((64, 256))
     q = quantize_matrix(W, method=method.name, bits=None if method.fixed else 4, X=X)
@@ -270,3 +277,10 @@ def test_relative_errors_meet_their_definitions():
 def test_methods_have_names_of_their_own():
     assert len({m.name for m in METHODS}) == len(METHODS)
     assert all(method_named(m.name) is m for m in METHODS)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not takes_one_matrix(m)], ids=lambda m: m.name)
+def test_a_method_that_changes_coordinates_takes_a_whole_model(method):
+    W, X = data((5, 7))
+    with pytest.raises(ValueError, match="changes a model's coordinates: it takes a whole model"):
+        quantize_matrix(W, method=method.name, bits=4, X=X)
