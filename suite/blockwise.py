@@ -11,6 +11,8 @@ from torch import nn
 from suite.activations import has_static_scale, quantize_activations
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
+from suite.kv_cache.codec import NO_TABLES, Tables
+from suite.kv_cache.evaluation import evaluate_through
 from suite.models.architecture import Site, linear, weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
@@ -31,14 +33,15 @@ class QuantizedBlock:
     """The block's quantized layers by full name, and a record of each.
 
     `ranges` are the largest inputs, in size, of layers whose static activation scales are made for them; `maps` what is
-    done to the inputs of a site at run time, by the full name of its first layer. `unquantized` is the block in the
-    same coordinates before anything was rounded, where a recipe compares the two.
+    done to the inputs of a site at run time, by the full name of its first layer; `tables` what its cache has learned.
+    `unquantized` is the block in the same coordinates before anything was rounded, where a recipe compares the two.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
     records: list[LayerRecord] = field(default_factory=list)
     ranges: dict[str, float] = field(default_factory=dict)
     maps: dict[str, tuple[Map, ...]] = field(default_factory=dict)
+    tables: Tables = NO_TABLES
     unquantized: nn.Module | None = None
 
 
@@ -75,21 +78,27 @@ def quantize_block(
     seed: int,
     hidden: torch.Tensor | None,
     original: torch.Tensor | None = None,
+    tables: Tables = NO_TABLES,
 ) -> QuantizedBlock:
     """Quantize block `i` in place. What transforms leave unquantized is rounded to the type it is stored in.
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
     are the calibration rows as the quantized model so far hands them to this block, for recipes that ask for them:
     then a site is measured when everything before it is quantized; None otherwise. `original` are the same rows in the
-    unquantized model, for roundings that ask for both.
+    unquantized model, for roundings that ask for both. `tables` are the learned ones of the block's cache.
     """
-    architecture, done = checkpoint.architecture, QuantizedBlock()
+    architecture, done = checkpoint.architecture, QuantizedBlock(tables=tables)
     read = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
     coordinates = transform_block(checkpoint, i, block, recipe, statistics, seed)
     untransformed = _untransformed(checkpoint, i)
     if original is not None:
         done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
+    if recipe.cache is not None:
+        try:
+            evaluate_through(block, checkpoint.config, recipe.cache, tables)
+        except ValueError as error:
+            raise UnsupportedError(str(error)) from error
     for site in architecture.sites:
         first = site.layers[0]
         there, cross = coordinates.statistics[first], None

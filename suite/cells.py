@@ -8,7 +8,7 @@ from typing import Literal
 
 from suite.coding import Coding
 from suite.methods import METHODS, Method
-from suite.recipe import Recipe, Target, with_activations
+from suite.recipe import Recipe, with_activations, with_cache
 
 TierName = Literal["smoke", "default", "full"]
 
@@ -69,6 +69,7 @@ def picks(
     *,
     group: int | None = None,
     activation_bits: int | None = None,
+    cache_bits: int | None = None,
     coding: Coding | None = None,
     strict: bool = True,
 ) -> list[Pick]:
@@ -87,11 +88,11 @@ def picks(
         widths = wanted if strict else [width for width in wanted if width in method.bits]
         for width in method.bits if method.fixed else widths:
             recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
-            recipe = _as_asked(recipe, activation_bits, coding)
+            recipe = _as_asked(recipe, activation_bits, cache_bits, coding)
             found.setdefault(recipe, Pick(method=method.name, bits=width, recipe=recipe))
     for recipe in recipes:
-        recipe = _as_asked(recipe, activation_bits, coding)
-        found.setdefault(recipe, Pick(method=name_of(recipe), bits=_width(recipe.weights), recipe=recipe))
+        recipe = _as_asked(recipe, activation_bits, cache_bits, coding)
+        found.setdefault(recipe, Pick(method=name_of(recipe), bits=_width(recipe), recipe=recipe))
     return list(found.values())
 
 
@@ -103,15 +104,17 @@ def _layout(method: Method, group: int | None, strict: bool) -> dict[str, int | 
     return {"group": "row" if group == -1 else group}
 
 
-def _as_asked(recipe: Recipe, activation_bits: int | None, coding: Coding | None) -> Recipe:
+def _as_asked(recipe: Recipe, activation_bits: int | None, cache_bits: int | None, coding: Coding | None) -> Recipe:
     if activation_bits is not None:
         recipe = with_activations(recipe, activation_bits)
+    if cache_bits is not None:
+        recipe = with_cache(recipe, cache_bits)
     return recipe if coding is None else replace(recipe, coding=coding)
 
 
 def name_of(recipe: Recipe) -> str:
     """The name of the method whose defaults give this recipe, or "custom"."""
-    width = _width(recipe.weights)
+    width = _width(recipe)
     for method in METHODS:
         same = method.bits if method.fixed else [bits for bits in method.bits if bits == width]  # 4.0 is 4, as itself
         if any(method.recipe(bits=bits) == recipe for bits in same):
@@ -119,5 +122,8 @@ def name_of(recipe: Recipe) -> str:
     return "custom"
 
 
-def _width(target: Target | None) -> float:
-    return 16 if target is None else target.grid.bits
+def _width(recipe: Recipe) -> float:
+    """The nominal width of the weights, or else of the cache."""
+    if recipe.weights is None:
+        return 16 if recipe.cache is None else recipe.cache.bits
+    return recipe.weights.grid.bits

@@ -86,6 +86,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--bits", callback=_numbers, help="Widths, separated by commas; the tier's by default.")
 @click.option("--group", type=int, help="Weights that share a scale; -1 is a whole row. The method's by default.")
 @click.option("--activation-bits", type=click.IntRange(1, 8), help="Quantize the linear layers' inputs per token too.")
+@click.option("--cache-bits", type=click.IntRange(1, 8), help="Quantize the keys and values of the cache too.")
 @click.option(
     "--coding",
     type=click.Choice(["fixed", "huffman", "ans"]),
@@ -120,7 +121,7 @@ def run(dry_run: bool, **options: Any) -> int:
     MODEL is a directory in Hugging Face format, a hub id, or `reference`, any of them with `+outliers[:KIND][:FACTOR]`
     behind it for injected outliers, KIND norm, linear or both, FACTOR a power of two to 256; or a directory that --save
     wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
-    --activation-bits, --coding, --save and --export do not apply.
+    --activation-bits, --cache-bits, --coding, --save and --export do not apply.
     """
     _check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -132,6 +132,7 @@ def run(
     bits: Sequence[float] | None = None,
     group: int | None = None,
     activation_bits: int | None = None,
+    cache_bits: int | None = None,
     coding: str | None = None,
     calibration: str | None = None,
     evaluation: str | None = None,
@@ -162,7 +163,8 @@ def run(
     forget()  # files may have changed since an earlier run of this process
     if holds_packed(Path(model)):
         _refuse_quantizing(model, methods=methods, recipe=recipes, bits=bits, group=group,
-                           activation_bits=activation_bits, coding=coding, save=save, export=export)  # fmt: skip
+                           activation_bits=activation_bits, cache_bits=cache_bits, coding=coding, save=save,
+                           export=export)  # fmt: skip
         seeds: tuple[int, ...] = (open_packed(model).header.seed if seed is None else seed,)
         bench = open_bench(setting, seeds[0])
         assert isinstance(bench, PackedBench)
@@ -172,7 +174,8 @@ def run(
         parsed = [parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
         strict = methods is not None and bits is not None  # otherwise each method at what it takes of the widths
         chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits,
-                       coding=None if coding is None else _coding(coding), strict=strict)  # fmt: skip
+                       cache_bits=cache_bits, strict=strict,
+                       coding=None if coding is None else _coding(coding))  # fmt: skip
         seeds = limits.seeds if seed is None else (seed,)
         setting = replace(setting, alone=len(chosen) * len(seeds) == 1)
         check_places(save, export, model)

@@ -1,10 +1,12 @@
 """Measuring a cell: one way through the model, block by block, to a record. Packed models go the same way read back."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from suite.bench import Bench, PackedBench
 from suite.blockwise import quantize_block
@@ -13,6 +15,9 @@ from suite.cells import Pick
 from suite.evaluation import Ended, compare, summarize
 from suite.export import ExportedDirectory
 from suite.histograms import CodeCounts
+from suite.kv_cache.codec import NO_TABLES
+from suite.kv_cache.evaluation import one_shot_of
+from suite.kv_cache.fisher import learn
 from suite.models.checkpoint import Checkpoint
 from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
@@ -48,14 +53,18 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     layers: list[LayerRecord] = []
     counts = CodeCounts()
     fallbacks: list[str] = []
+    held: list[float] = []
+    tables = ((NO_TABLES,) * checkpoint.n_blocks if recipe.cache is None
+              else learn(checkpoint, bench.calibration, recipe.cache, setting.threads))  # fmt: skip
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
-        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating, original)
+        done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating, original,
+                              tables[i])  # fmt: skip
         if original is not None and done.unquantized is not None:
             original = checkpoint.run(i, done.unquantized, original)
         if calibrating is not None:
             calibrating = checkpoint.run(i, block, calibrating)
-        hidden = checkpoint.run(i, block, hidden)
+        hidden = _run_counting(checkpoint, i, block, hidden, held)
         for found in done.layers.values():
             counts.add(found)
         layers += done.records
@@ -76,8 +85,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
                        bench.evaluation.tensor())  # fmt: skip
     quality = asdict(summarize(compared, bench.evaluation))
     sizes = [(x.n_bits, x.entropy_bits, x.coded_bits, x.n_out * x.n_in) for x in layers]
-    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), model_bytes=packing.n_bytes(header),
-                     fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
+    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), **_held(held),
+                     model_bytes=packing.n_bytes(header), fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
     packing.finish(header, record, tuple(layers))
     return Outcome(record, tuple(layers), tuple(counts.histograms()))
 
@@ -90,21 +99,42 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     about = packed.provenance
     hidden = checkpoint.embed(tokens)
     sizes: list[Size] = []
+    held: list[float] = []
     layers: list[LayerRecord] = []
     counts = CodeCounts()
     for i in range(checkpoint.n_blocks):
         block, quantized = packed.block(i)
-        hidden = checkpoint.run(i, block, hidden)
+        hidden = _run_counting(checkpoint, i, block, hidden, held)
         for found in quantized.values():
             counts.add(found)
         sizes += packed.sizes(quantized)
         layers += [about.layers[name] for name in quantized] if about else []
     unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
     quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
-    record = replace(blank, **quality, **_rates(sizes), model_bytes=packed.n_bytes, fallbacks=bench.fallbacks)
+    record = replace(
+        blank, **quality, **_rates(sizes), **_held(held), model_bytes=packed.n_bytes, fallbacks=bench.fallbacks
+    )
     if about is not None:
         record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
     return Outcome(record, tuple(layers), tuple(counts.histograms()))
+
+
+def _run_counting(
+    checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tensor, held: list[float]
+) -> torch.Tensor:
+    """The evaluation rows through a block; the bytes that its cache holds after a row are added to `held`."""
+    shot = one_shot_of(block)
+    if shot is not None:
+        shot.forget()
+    hidden = checkpoint.run(i, block, hidden)
+    if shot is not None:
+        held.append(shot.n_bytes)
+    return hidden
+
+
+def _held(held: list[float]) -> dict[str, Any]:
+    """Bytes of the cache over all blocks after one row of the evaluation, in the mean over rows, rounded up."""
+    return {"cache_bytes": math.ceil(sum(held))} if held else {}
 
 
 def _exported(bench: Bench, checkpoint: Checkpoint, method: str, cell: str) -> ExportedDirectory | None:

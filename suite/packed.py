@@ -25,12 +25,14 @@ from torch import nn
 
 from suite.blockwise import QuantizedBlock
 from suite.export import FORMAT, TOKENIZER, block_tensors, copy_small, rest_of
+from suite.kv_cache.codec import named_tables
 from suite.models.checkpoint import SHIPPED, Checkpoint
 from suite.quantized import Quantized
 from suite.store import VOLATILE, LayerRecord, Record
 from suite.transforms import map_header
 
 VERSION = 3
+CACHE_TABLES = "self_attn.cache"  # of a block: under this name lies what its cache has learned
 HEADER, ABOUT, PROVENANCE = "bitfrontier.json", "about", "provenance.json"
 _KIND = "bitfrontier packed model"
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -134,7 +136,9 @@ class Packing:
         files, full_name = self._checkpoint.files, self._checkpoint.architecture.full_name
         shapes = {full_name(i, key): tuple(tensor.shape) for key, tensor in block.state_dict().items()}
         contents = {key: (files[key].kind, shape) for key, shape in shapes.items()}
-        tensors = {} if self._path is None else dict(block_tensors(self._checkpoint, i, block))
+        tables = named_tables(done.tables, full_name(i, CACHE_TABLES))
+        contents |= {key: ("F16", tuple(tensor.shape)) for key, tensor in tables.items()}
+        tensors = {} if self._path is None else {**dict(block_tensors(self._checkpoint, i, block)), **tables}
         self._ranges |= done.ranges
         self._maps |= {name: [map_header(m) for m in maps] for name, maps in done.maps.items()}
         self._add(f"block-{i:05d}.safetensors", contents, tensors, done.layers)

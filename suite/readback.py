@@ -9,11 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from suite.blockwise import map_inputs, quantize_inputs
+from suite.kv_cache.codec import Tables, tables_among
+from suite.kv_cache.evaluation import evaluate_through
 from suite.models.architecture import Architecture, architecture_of, linear
 from suite.models.checkpoint import SHIPPED, Checkpoint, load_model
 from suite.models.files import Stored, index_of, read_tensor
 from suite.outside import weights_of
-from suite.packed import ABOUT, HEADER, PROVENANCE, Header, sha256_of
+from suite.packed import ABOUT, CACHE_TABLES, HEADER, PROVENANCE, Header, sha256_of
 from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
 from suite.store import LayerRecord
@@ -56,8 +58,8 @@ class PackedModel:
     """An opened packed directory: every file is there and is what the header says.
 
     `checkpoint` is what is not quantized, with embedding and head decoded; `payloads` are where quantized matrices lie,
-    by name. `maps` are what inputs pass through at run time, by the first layer of a site. `provenance` is what the
-    directory says beside the model.
+    by name. `maps` are what inputs pass through at run time, by the first layer of a site; `tables` where what caches
+    have learned lies. `provenance` is what the directory says beside the model.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class PackedModel:
     checkpoint: Checkpoint
     payloads: Mapping[str, Stored]
     maps: Mapping[str, tuple[Map, ...]]
+    tables: Mapping[str, Stored]
     provenance: Provenance | None
 
     @classmethod
@@ -86,12 +89,13 @@ class PackedModel:
         missing = sorted(key for key in shapes if key not in files or files[key].kind != "U8")
         if missing:
             raise ValueError(f"{name}: the payload of {missing[0]} is missing")
-        rest = {key: s for key, s in files.items() if key not in shapes}
+        tables = {key: s for key, s in files.items() if f".{CACHE_TABLES}." in key}
+        rest = {key: s for key, s in files.items() if key not in shapes and key not in tables}
         checkpoint = Checkpoint.packed(path / ABOUT, name=name, config=header.config, files=rest,
                                        shapes=_as_configured(shapes, rest, n_in),
                                        sha256=header.sha256)  # fmt: skip
         payloads = {key.removesuffix(".weight"): files[key] for key in shapes}
-        bare = cls(path, header, recipe, checkpoint, payloads, maps, Provenance.read(path, name))
+        bare = cls(path, header, recipe, checkpoint, payloads, maps, tables, Provenance.read(path, name))
         outside = bare.layers_outside()
         return replace(bare, checkpoint=checkpoint.holding(weights_of(outside))) if outside else bare
 
@@ -110,7 +114,7 @@ class PackedModel:
                 if name in self.payloads}  # fmt: skip
 
     def block(self, i: int) -> tuple[nn.Module, dict[str, Quantized]]:
-        """Block `i` as it was evaluated, activation quantization included, and its quantized layers by full name."""
+        """Block `i` as it was evaluated, activations and cache included, and its quantized layers by full name."""
         architecture = self.checkpoint.architecture
         names = {layer: architecture.full_name(i, layer) for layer in architecture.layers}
         layers = {name: self.quantized(name) for name in names.values() if name in self.payloads}
@@ -121,7 +125,16 @@ class PackedModel:
             for layer, name in names.items():
                 max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
                 quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
+        if self.recipe.cache is not None:
+            evaluate_through(block, self.checkpoint.config, self.recipe.cache, self.cache_tables(i))
         return block, layers
+
+    def cache_tables(self, i: int) -> Tables:
+        """What the cache of block `i` has learned."""
+        prefix = self.checkpoint.architecture.full_name(i, CACHE_TABLES)
+        found = {key: read_tensor(stored.file, key, self.checkpoint.name) for key, stored in self.tables.items()
+                 if key.startswith(prefix)}  # fmt: skip
+        return tables_among(found, prefix)
 
     def sizes(self, layers: Mapping[str, Quantized]) -> list[Size]:
         """What quantized layers take, by full name, with the maps of their inputs."""

@@ -16,6 +16,7 @@ from suite.activations import unsupported_activations
 from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
+from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
 from suite.transforms import TRANSFORMS, Transform
 
@@ -63,20 +64,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What is done to a model: transforms in order, a target for weights and one for the linear layers' inputs.
+    """What is done to a model: transforms in order, targets for weights, the linear layers' inputs and the cache.
 
     `layers` overrides the weights' target where a layer's name matches a shell pattern (first match wins): a
     mixed-width allocation, or AWQ's unclipped queries and keys. The embedding and the head are quantized only where a
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
-    Activations are quantized to nearest, token by token (`suite.activations`). `coding` says how the codes of all
-    weights are stored.
+    Activations are quantized to nearest, token by token (`suite.activations`), and so are keys and values, as what they
+    are kept in (`suite.kv_cache`). `coding` says how the codes of all weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()
     weights: Target | None = None
     layers: tuple[tuple[str, Target], ...] = ()
     activations: Target | None = None
+    cache: CacheTarget | None = None
     inputs: Literal["original", "quantized"] = "original"
     coding: Coding = field(default_factory=Fixed)
 
@@ -112,6 +114,8 @@ class Recipe:
         reasons.append(_order_unsupported(self.transforms))
         if self.activations is not None:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
+        if self.cache is not None:
+            reasons.append(self.cache.unsupported)
         return next(filter(None, reasons), None)
 
 
@@ -175,7 +179,8 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 _CONSTRUCTORS = {
-    kind.__name__: kind for kind in (Recipe, Target, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS)
+    kind.__name__: kind
+    for kind in (Recipe, Target, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS, *CACHE_PARTS)
 }
 
 
@@ -253,3 +258,14 @@ def with_activations(recipe: Recipe, bits: int) -> Recipe:
         grid = replace(grid, bits=bits)
         return replace(recipe, activations=replace(recipe.activations, grid=grid))
     return replace(recipe, activations=Target(Integer(bits=bits, group="row", convention="full-range", scale_bits=32)))
+
+
+def with_cache(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe with keys and values quantized at `bits`, in its own way if it has one.
+
+    Else as they come, each head of a token on asymmetric integers of its own range (QuaRot's, but for the rotation).
+    """
+    if recipe.cache is not None:
+        return replace(recipe, cache=with_bits(recipe.cache, bits))
+    side = CacheGrid(grid=Integer(bits=bits, group="row"))
+    return replace(recipe, cache=CacheTarget(keys=side, values=side))

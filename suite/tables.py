@@ -111,14 +111,15 @@ def print_places(setting: Setting, records: Sequence[Record]) -> None:
 def _table(ran: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     seeds = len({r.seed for r in ran}) > 1
-    seed = ["seed"] if seeds else []
-    for name in ("method", "bits", *seed, "true bits", "coded", "MiB", "perplexity", "KL, nats", "top-1"):
+    caches = any(r.cache_bytes is not None for r in ran)
+    seed, cache = ["seed"] if seeds else [], ["cache, KiB"] if caches else []
+    for name in ("method", "bits", *seed, "true bits", "coded", "MiB", *cache, "perplexity", "KL, nats", "top-1"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for r in ran:
         size = None if r.model_bytes is None else r.model_bytes / 2**20
         table.add_row(
             r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(r.bpw_coded),
-            number(size, 3),
+            number(size, 3), *([number(r.cache_bytes and r.cache_bytes / 2**10, 4)] if caches else []),
             _with_error(r.ppl, r.ppl_se, 4), _with_error(r.kl, r.kl_se, 3),
             "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
         )  # fmt: skip
@@ -153,11 +154,11 @@ def method_row(method: Method) -> dict[str, Any]:
     """A method as `bitfrontier methods` shows it: the five choices are those of its recipe at its widest."""
     recipe = method.recipe(bits=method.bits[-1])
     target = recipe.weights
-    assert target is not None, f"{method.name} quantizes no weights: say what to show for it"
     return {
         "name": method.name, "paper": method.paper, "arxiv": method.arxiv, "targets": list(method.targets),
-        "transforms": [canonical(transform) for transform in recipe.transforms], "grid": canonical(target.grid),
-        "rounding": canonical(target.rounding), "adaptation": None, "coding": canonical(recipe.coding),
+        "transforms": [canonical(transform) for transform in recipe.transforms],
+        "grid": target and canonical(target.grid), "rounding": target and canonical(target.rounding),
+        "cache": recipe.cache and canonical(recipe.cache), "adaptation": None, "coding": canonical(recipe.coding),
         "inputs": recipe.inputs, "bits": list(method.bits), "needs": method.needs,
         "recipe": str(method.recipe(bits=4 if 4 in method.bits else method.bits[0])),
     }  # fmt: skip

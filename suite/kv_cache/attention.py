@@ -56,7 +56,7 @@ def _attend(
     query: torch.Tensor, keys: Versions, values: Versions, mask: torch.Tensor | None, steps: torch.Tensor
 ) -> torch.Tensor:
     """Scaled queries (rows, heads, n, d) at `steps` (n,) to outputs (rows, n, heads, d)."""
-    rows, heads, n, d = query.shape
+    rows, heads, n, _ = query.shape
     shared, columns = keys.exact.shape[1:3]
     flat, wide = (rows, shared, heads // shared * n, -1), (rows, shared, heads // shared, n, columns)
     grouped = query.reshape(flat)

@@ -21,7 +21,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from suite.kv_cache.attention import NAME
-from suite.kv_cache.codec import Learned
+from suite.kv_cache.codec import NO_TABLES, Tables
 from suite.kv_cache.held import Held, Shown, Side, Versions
 from suite.kv_cache.rotary import Rotary
 from suite.kv_cache.target import CacheTarget
@@ -35,15 +35,15 @@ class Sides:
     values: Side
 
     @classmethod
-    def of(cls, config: Any, target: CacheTarget, learned: Sequence[Learned | None]) -> "Sides":
-        """For a model's configuration; `learned` are tables for keys and values, None where there are none."""
+    def of(cls, config: Any, target: CacheTarget, tables: Tables) -> "Sides":
+        """For a model's configuration, with learned tables where the target takes them."""
         if target.unsupported:
             raise ValueError(target.unsupported)
         heads = config.num_key_value_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rotary = Rotary(config) if target.rotary == "before" else None
-        return cls(Side.of(target, target.keys, learned[0], heads, head_dim, rotary),
-                   Side.of(target, target.values, learned[1], heads, head_dim, None))  # fmt: skip
+        return cls(Side.of(target, target.keys, tables[0], heads, head_dim, rotary),
+                   Side.of(target, target.values, tables[1], heads, head_dim, None))  # fmt: skip
 
 
 @dataclass
@@ -197,11 +197,11 @@ class QuantizedCache(Cache):
         self,
         config: Any,
         target: CacheTarget,
-        learned: Sequence[Sequence[Learned | None]] | None = None,
+        learned: Sequence[Tables] | None = None,
         attention_mask: torch.Tensor | None = None,
     ):
         padding = None if attention_mask is None else _padding(attention_mask)
-        each = learned if learned is not None else [(None, None)] * config.num_hidden_layers
+        each = learned if learned is not None else [NO_TABLES] * config.num_hidden_layers
         sides = [Sides.of(config, target, tables) for tables in each]
         super().__init__(layers=[QuantizedLayer(one, config, padding) for one in sides])
 

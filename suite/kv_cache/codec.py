@@ -5,6 +5,7 @@ tokens. Every stream holds so many integers of one width for each unit, so that 
 dropped. Encoding is in the type of the values; decoding is in float32 from what is stored, whoever asks.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,10 +129,17 @@ class Learned:
     offset: torch.Tensor | None = None
     reach: torch.Tensor | None = None
 
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is stored, 16 bits a number."""
-        return tuple(tensor for tensor in (self.levels, self.offset, self.reach) if tensor is not None)
+    def named(self, prefix: str) -> dict[str, torch.Tensor]:
+        """All that is stored, 16 bits a number, by names that begin with `prefix`."""
+        parts = {"levels": self.levels, "offset": self.offset, "reach": self.reach}
+        return {f"{prefix}.{name}": tensor for name, tensor in parts.items() if tensor is not None}
+
+    @classmethod
+    def among(cls, found: Mapping[str, torch.Tensor], prefix: str) -> "Learned | None":
+        """The one that was stored under `prefix`, or None."""
+        if f"{prefix}.levels" not in found:
+            return None
+        return cls(found[f"{prefix}.levels"], found.get(f"{prefix}.offset"), found.get(f"{prefix}.reach"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,21 @@ class TableCodec:
 
 
 Codec = GridCodec | TableCodec
+Tables = tuple[Learned | None, Learned | None]  # of a layer's keys and values
+NO_TABLES: Tables = (None, None)
+
+
+def named_tables(tables: Tables, prefix: str) -> dict[str, torch.Tensor]:
+    """What a layer's tables store, by names that begin with `prefix`."""
+    found: dict[str, torch.Tensor] = {}
+    for side, learned in zip(("keys", "values"), tables, strict=True):
+        found |= {} if learned is None else learned.named(f"{prefix}.{side}")
+    return found
+
+
+def tables_among(found: Mapping[str, torch.Tensor], prefix: str) -> Tables:
+    """The inverse of `named_tables`."""
+    return Learned.among(found, f"{prefix}.keys"), Learned.among(found, f"{prefix}.values")
 
 
 def codec_of(side: CacheGrid, learned: Learned | None, heads: int, head_dim: int) -> Codec:

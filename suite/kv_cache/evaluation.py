@@ -1,7 +1,6 @@
 """A decoder block on whole rows at once, as if every row had been decoded token by token through a quantized cache."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 
 from suite.kv_cache.attention import NAME
 from suite.kv_cache.cache import Sides
-from suite.kv_cache.codec import Learned
+from suite.kv_cache.codec import NO_TABLES, Tables
 from suite.kv_cache.held import Side, Versions, entering
 from suite.kv_cache.target import CacheTarget
 
@@ -43,20 +42,25 @@ class OneShot:
         return Versions(exact, rounded, shown.since.expand(rows, n), torch.zeros(rows, dtype=torch.int64))
 
 
-def evaluate_through(
-    block: nn.Module, config: Any, target: CacheTarget, learned: Sequence[Learned | None] = (None, None)
-) -> OneShot:
+def evaluate_through(block: nn.Module, config: Any, target: CacheTarget, tables: Tables = NO_TABLES) -> OneShot:
     """Have a decoder block attend through a cache as `target` says, from now on; `config` is its model's.
 
-    `learned` are the tables for keys and values where the target takes them. The block is then for whole rows that
+    `tables` are the learned ones for keys and values where the target takes them. The block is then for whole rows that
     begin without padding.
     """
-    shot, attention = OneShot(Sides.of(config, target, learned)), block.get_submodule("self_attn")
+    shot, attention = OneShot(Sides.of(config, target, tables)), block.get_submodule("self_attn")
     own = copy.deepcopy(config)
     own._attn_implementation = NAME
     attention.config = own
     take_cache(attention, shot)
+    attention.__dict__["one_shot"] = shot  # not a module, and no part of the block's state
     return shot
+
+
+def one_shot_of(block: nn.Module) -> OneShot | None:
+    """What stands for the block's cache, if anything does."""
+    found = block.get_submodule("self_attn").__dict__.get("one_shot")
+    return found if isinstance(found, OneShot) else None
 
 
 def take_cache(attention: nn.Module, cache: Any) -> Any:

@@ -19,30 +19,33 @@ from torch import nn
 from suite.cache import keep
 from suite.environment import code_version, environment_key
 from suite.grids.lloyd_max import k_means
-from suite.kv_cache.codec import LARGEST, Learned, middle, normalized, tails
+from suite.kv_cache.codec import (
+    LARGEST,
+    NO_TABLES,
+    Learned,
+    Tables,
+    middle,
+    named_tables,
+    normalized,
+    tables_among,
+    tails,
+)
 from suite.kv_cache.evaluation import take_cache
 from suite.kv_cache.rotary import Rotary
-from suite.kv_cache.target import CacheTarget, LearnedTable
+from suite.kv_cache.target import CacheGrid, CacheTarget, LearnedTable
 from suite.models.checkpoint import Checkpoint
 from suite.tokens import Tokens
-
-Tables = tuple[Learned | None, Learned | None]  # of a layer's keys and values
 
 
 def learn(checkpoint: Checkpoint, tokens: Tokens, target: CacheTarget, threads: int) -> tuple[Tables, ...]:
     """The tables of every block that the target takes; kept on disk, None where there is nothing to learn."""
     if not target.learned:
-        return ((None, None),) * checkpoint.n_blocks
+        return (NO_TABLES,) * checkpoint.n_blocks
     about = f"cache tables {target} {checkpoint.sha256} {tokens.sha256} {checkpoint.dtype}"
     kept = keep(f"{about} {code_version()} {environment_key(threads)}",
                 lambda path: save_file(_learn(checkpoint, tokens, target), path / "tables.safetensors"))  # fmt: skip
     found = load_file(kept / "tables.safetensors")
-    return tuple(tuple(_read(found, f"{i}.{side}") for side in ("keys", "values")) for i in range(checkpoint.n_blocks))  # type: ignore[misc]
-
-
-def _read(found: dict[str, torch.Tensor], name: str) -> Learned | None:
-    parts = [found.get(f"{name}.{part}") for part in ("levels", "offset", "reach")]
-    return None if parts[0] is None else Learned(parts[0], parts[1], parts[2])
+    return tuple(tables_among(found, str(i)) for i in range(checkpoint.n_blocks))
 
 
 class _Seen:
@@ -96,14 +99,9 @@ def _learn(checkpoint: Checkpoint, tokens: Tokens, target: CacheTarget) -> dict[
         if rotary is not None:
             places = torch.arange(keys.shape[1])
             keys, by_keys = rotary.undo(keys, places), rotary.undo(by_keys, places)  # orthogonal, but for one factor
-        for name, side, x, gradient in (
-            ("keys", target.keys, keys, by_keys),
-            ("values", target.values, values, by_values),
-        ):
-            if isinstance(side.grid, LearnedTable):
-                x, gradient = (part[:, target.sinks :].flatten(2) for part in (x, gradient))
-                for part, tensor in learned(side.grid, x, gradient**2).items():
-                    found[f"{i}.{name}.{part}"] = tensor
+        beyond = [part[:, target.sinks :].flatten(2) for part in (keys, by_keys, values, by_values)]
+        tables = _side(target.keys, beyond[0], beyond[1]), _side(target.values, beyond[2], beyond[3])
+        found |= named_tables(tables, str(i))
     return found
 
 
@@ -120,24 +118,24 @@ def _from_labels(checkpoint: Checkpoint, hidden: torch.Tensor, ids: torch.Tensor
     return torch.cat(found)
 
 
-def learned(table: LearnedTable, x: torch.Tensor, fisher: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The parts of a `Learned` from values (rows, n, channels) and the weight of each; float16.
+def _side(side: CacheGrid, x: torch.Tensor, gradient: torch.Tensor) -> Learned | None:
+    return fit_table(side.grid, x, gradient**2) if isinstance(side.grid, LearnedTable) else None
 
-    Raises `ValueError` for a row of no tokens, as where all of them are sinks.
+
+def fit_table(table: LearnedTable, x: torch.Tensor, fisher: torch.Tensor) -> Learned:
+    """The table for values (rows, n, channels), and the weight of each.
+
+    Raises `ValueError` where there are no values, as where all tokens are sinks.
     """
     if x.numel() == 0:
         raise ValueError(f"a table takes tokens beyond the sinks, found values of shape {tuple(x.shape)}")
-    ranged = x.reshape(-1, x.shape[-1]).T if table.ranges == "static" else x  # a channel over tokens, or a token's own
-    low, high = tails(ranged, table.outliers)
-    outside = (ranged < low) | (ranged > high)
-    if table.ranges == "static":
-        offset, reach = (high + low) / 2, (high - low) / 2
-    else:
-        offset, reach = middle(ranged, outside)
+    static = table.ranges == "static"
+    if static:  # a channel over all tokens, else a token over its channels
+        x, fisher = (part.reshape(-1, x.shape[-1]).T for part in (x, fisher))
+    low, high = tails(x, table.outliers)
+    outside = (x < low) | (x > high)
+    offset, reach = ((high + low) / 2, (high - low) / 2) if static else middle(x, outside)
     offset, reach = (part.clamp(-LARGEST, LARGEST).half() for part in (offset, reach))
-    u = normalized(ranged, offset.to(x.dtype), reach.to(x.dtype))
-    weight = (fisher.reshape(-1, x.shape[-1]).T if table.ranges == "static" else fisher) * reach.to(x.dtype) ** 2
-    inside = ~outside
-    levels = k_means(u[inside], 2**table.bits, weight[inside]).clamp(-1, 1).half().sort().values
-    static = {"offset": offset[:, 0], "reach": reach[:, 0]} if table.ranges == "static" else {}
-    return {"levels": levels} | {name: part.contiguous() for name, part in static.items()}
+    u, weight = normalized(x, offset.to(x.dtype), reach.to(x.dtype)), fisher * reach.to(x.dtype) ** 2
+    levels = k_means(u[~outside], 2**table.bits, weight[~outside]).clamp(-1, 1).half().sort().values
+    return Learned(levels, offset[:, 0].contiguous(), reach[:, 0].contiguous()) if static else Learned(levels)

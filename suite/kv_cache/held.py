@@ -119,8 +119,9 @@ class Packed:
         payload = torch.cat([self.payload, other.payload], dim=1)
         if self.counts is None:
             return replace(self, payload=payload)
-        beside = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("counts", "index", "value")}
-        return replace(self, payload=payload, **beside)
+        counts, index, value = (torch.cat([getattr(one, name) for one in (self, other)])
+                                for name in ("counts", "index", "value"))  # fmt: skip
+        return Packed(payload, self.layout, counts, index, value, self.channels)
 
     @property
     def n_bytes(self) -> int:

@@ -10,7 +10,7 @@ the window of those held exactly. The first `sinks` tokens never leave. Of the o
 - w = 0: nothing waits. A token is rounded as it enters, and its own query sees it rounded (QuaRot, KVQuant).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -135,6 +135,18 @@ class CacheTarget:
         else:
             step = places + (self.window + 1 if self.window else 0)
         return torch.where(places < self.sinks, NEVER, step)
+
+
+def with_bits(target: CacheTarget, bits: int) -> CacheTarget:
+    """The same at another width; `ValueError` for grids of one width."""
+    sides = []
+    for side in (target.keys, target.values):
+        if isinstance(side.grid, Scaled):
+            raise ValueError(
+                f"cache bits {bits}: the recipe's cache is of {side.grid.element}, not integers or a table"
+            )
+        sides.append(replace(side, grid=replace(side.grid, bits=bits)))
+    return replace(target, keys=sides[0], values=sides[1])
 
 
 CACHE_PARTS: tuple[type[Any], ...] = (CacheTarget, CacheGrid, LearnedTable)  # names in a recipe's text

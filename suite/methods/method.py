@@ -38,6 +38,6 @@ class Method:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What is quantized: weights, activations."""
+        """What is quantized: weights, activations, the cache."""
         recipe = self.recipe(bits=self.bits[-1])
-        return tuple(name for name in ("weights", "activations") if getattr(recipe, name) is not None)
+        return tuple(name for name in ("weights", "activations", "cache") if getattr(recipe, name) is not None)
