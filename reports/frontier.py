@@ -24,7 +24,8 @@ FAMILIES = {
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
     "entropy-coded": ("dfloat11", "ecf8", "entrollm", "ecsq", "cerwu", "watersic"),
-    "coordinates": ("qronos", "quarot", "expansion", "duquant"),
+    "coordinates": ("qronos", "quarot", "spinquant", "expansion", "duquant"),
+    "caches": ("kivi", "kvquant"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
@@ -32,7 +33,8 @@ DATA_FREE = (
     *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
 FEEDBACK = (
-    "gptq", "gptq-stochastic", "qronos", "quarot", "expansion", "sparsegpt-24", "exl2", "cerwu", "watersic",
+    "gptq", "gptq-stochastic", "qronos", "quarot", "spinquant", "expansion", "sparsegpt-24", "exl2", "cerwu",
+    "watersic",
 )  # fmt: skip
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
 MOST_BITS = 12  # beyond which a point is not drawn: only blocks that hardly fit a matrix's width take more

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from suite.activations import quantize_activations
 from suite.cache import keep
 from suite.environment import code_version, environment_key
-from suite.grids import Integer
+from suite.grids import Integer, OutputSearch, ShrinkSearch
 from suite.grids.grid import Grid
 from suite.models.architecture import Site, linear
 from suite.models.checkpoint import Checkpoint
@@ -88,7 +88,8 @@ def transform_of(recipe: Recipe) -> LearnedRotations:
 
 def _nearest(target: Target) -> Target:
     grid = target.grid
-    return Target(replace(grid, clip=None) if isinstance(grid, Integer) else grid)
+    searched = isinstance(grid, Integer) and isinstance(grid.clip, ShrinkSearch | OutputSearch)
+    return Target(replace(grid, clip=None) if searched else grid)
 
 
 def learn(network: "Network", rows: torch.Tensor, how: LearnedRotations, seed: int) -> tuple[Turn, torch.Tensor]:

@@ -26,6 +26,7 @@ from suite.methods.quarot import QUAROT
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
+from suite.methods.spinquant import SPINQUANT
 from suite.methods.ternary import BINARY, TERNARY
 from suite.methods.watersic import WATERSIC
 
@@ -38,7 +39,7 @@ METHODS: tuple[Method, ...] = (
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # coordinates
-    QRONOS, QUAROT, EXPANSION, DUQUANT,
+    QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # entropy coded
     DFLOAT11, ECF8, ENTROLLM, ECSQ, CERWU, WATERSIC,
 )  # fmt: skip

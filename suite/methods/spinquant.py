@@ -1,0 +1,69 @@
+"""SpinQuant: rotations like QuaRot's, learned on the network's loss instead of drawn.
+
+Liu, Zhao, Fedorov, Soran, Choudhary, Krishnamoorthi, Chandra, Tian, Blankevoort 2024, "SpinQuant: LLM Quantization with
+Learned Rotations", arXiv:2405.16406. R1 of the residual stream and R2 of every block's values are learned
+(`suite/rotation_learning.py`); R4, a Hadamard matrix on the down projection's input, is there at run time, and R3, the
+same on queries and keys, where the cache is quantized; `online=False` leaves both out (the paper's "no had"). Defaults
+are the release's: GPTQ with 1% damping, a scale per output channel, symmetric, its range searched; inputs per token,
+asymmetric. `activation_bits=None` quantizes weights alone, and the rotations are then learned on them.
+
+The release rounds the output projection's inputs head by head, which makes up for the rotation across heads that
+QuaRot has and SpinQuant has not; here they are rounded per token like all others, and `heads=True` adds that rotation.
+"""
+
+from typing import Any, Literal
+
+from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
+from suite.methods.method import Method
+from suite.recipe import Recipe, Rounding, Target
+from suite.rounding import Feedback, Nearest, Qronos
+from suite.transforms import LearnedRotations, RotateHeads, RotateInputs
+
+_ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
+_LEARNING = ("steps", "rate", "kind", "solver", "gradient")
+
+
+def build(
+    *,
+    bits: int,
+    group: int | str = "row",
+    convention: str = "full-range",
+    clip: ShrinkSearch | OutputSearch | ClipRatio | None = ShrinkSearch(),  # noqa: B008 - a frozen value
+    activation_bits: int | None = 4,
+    rounding: Literal["gptq", "qronos", "rtn"] = "gptq",
+    online: bool = True,
+    heads: bool = False,
+    **options: Any,
+) -> Recipe:
+    """Further options are those of learning (steps, rate, kind, solver, gradient), of the rounding, and of `Integer`."""
+    learned = LearnedRotations(**{name: options.pop(name) for name in _LEARNING if name in options})
+    how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
+    grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
+    return Recipe(
+        transforms=(learned, *([RotateHeads()] if heads else []), *([RotateInputs()] if online else [])),
+        weights=Target(grid, how),
+        activations=None if activation_bits is None else Target(_per_token(activation_bits)),
+        inputs="original" if rounding == "rtn" else "quantized",
+    )
+
+
+def _per_token(bits: int) -> Integer:
+    return Integer(bits=bits, group="row", convention="asymmetric", scale_bits=32)
+
+
+def _rounding(name: str, options: dict[str, Any]) -> Rounding:
+    kinds: dict[str, type] = {"gptq": Feedback, "qronos": Qronos, "rtn": Nearest}
+    if name not in kinds:
+        raise ValueError(f"rounding {name!r}: expected one of {', '.join(kinds)}")
+    found: Rounding = kinds[name](**options)
+    return found
+
+
+SPINQUANT = Method(
+    name="spinquant",
+    paper="SpinQuant: LLM Quantization with Learned Rotations",
+    arxiv="2405.16406",
+    needs="calibration",
+    bits=tuple(range(1, 9)),
+    build=build,
+)
