@@ -16,6 +16,8 @@ from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
 from suite.methods.k_quants import Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
+from suite.methods.kivi import KIVI
+from suite.methods.kvquant import KVQUANT
 from suite.methods.lloyd_max import K_MEANS, LLOYD_MAX
 from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
@@ -40,6 +42,8 @@ METHODS: tuple[Method, ...] = (
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
+    # caches
+    KIVI, KVQUANT,
     # entropy coded
     DFLOAT11, ECF8, ENTROLLM, ECSQ, CERWU, WATERSIC,
 )  # fmt: skip

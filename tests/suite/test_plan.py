@@ -11,7 +11,8 @@ from suite.methods import METHODS, method_named
 from suite.recipe import Recipe, parse, with_activations
 from suite.store import Store
 
-UNIFORM = [m for m in METHODS if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
+OF_WEIGHTS = [m for m in METHODS if "weights" in m.targets]
+UNIFORM = [m for m in OF_WEIGHTS if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
 CELL = Cell(model_sha256="m", recipe="Recipe(weights=Target(Integer(bits=4)))", bits=4, seed=0,
             calibration_sha256="c", evaluation_sha256="e", length=256)  # fmt: skip
 

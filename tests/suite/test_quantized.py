@@ -34,7 +34,7 @@ RECIPES = [
 
 def takes_one_matrix(method):
     recipe = method.recipe(bits=method.bits[-1])
-    return all(transform.place == "fold" for transform in recipe.transforms)
+    return recipe.weights is not None and all(transform.place == "fold" for transform in recipe.transforms)
 
 
 OF_MATRICES = [m for m in METHODS if takes_one_matrix(m)]
