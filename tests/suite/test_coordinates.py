@@ -7,6 +7,7 @@ from float64 import kept_in_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite import run
 from suite.blockwise import transform_block
 from suite.calibration import Calibration
 from suite.models.checkpoint import load_model
@@ -115,3 +116,13 @@ def test_every_transform_leaves_real_models_as_they_were(name, transform, real):
 @pytest.mark.parametrize("name", ["stories", "reference"])
 def test_any_two_transforms_leave_real_models_as_they_were(name, first, second, real):
     test_any_two_transforms_leave_the_logits_as_they_were.hypothesis.inner_test(first, second, real[name])
+
+
+@pytest.mark.parametrize("method", ["quarot", "expansion", "spinquant"])
+def test_outliers_in_norm_gains_leave_a_rotated_model_exactly_where_it_was(method, llama, inputs, tmp_path):
+    options = {"methods": [method], "bits": [4], "store": tmp_path / "store.db", "jobs": 1, "seed": 0, **inputs}
+    (plain,), (dialed,) = (run(name, **options) for name in (str(llama), f"{llama}+outliers:norm:64"))
+    assert plain.status == dialed.status == "ok"
+    assert plain.model_sha256 != dialed.model_sha256
+    for figure in ("ppl", "kl", "kl_p99", "top1", "bpw"):
+        assert getattr(plain, figure) == getattr(dialed, figure)
