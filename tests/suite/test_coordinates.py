@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from suite import run
 from suite.blockwise import transform_block
 from suite.calibration import Calibration
+from suite.methods import method_named
 from suite.models.checkpoint import load_model
 from suite.outside import UnsupportedError
 from suite.recipe import Recipe, parse
@@ -120,7 +121,9 @@ def test_any_two_transforms_leave_real_models_as_they_were(name, first, second, 
 
 @pytest.mark.parametrize("method", ["quarot", "expansion", "spinquant"])
 def test_outliers_in_norm_gains_leave_a_rotated_model_exactly_where_it_was(method, llama, inputs, tmp_path):
-    options = {"methods": [method], "bits": [4], "store": tmp_path / "store.db", "jobs": 1, "seed": 0, **inputs}
+    options = {"steps": 5} if method == "spinquant" else {}
+    recipe = method_named(method).recipe(bits=4, **options)
+    options = {"recipes": [recipe], "store": tmp_path / "store.db", "jobs": 1, "seed": 0, **inputs}
     (plain,), (dialed,) = (run(name, **options) for name in (str(llama), f"{llama}+outliers:norm:64"))
     assert plain.status == dialed.status == "ok"
     assert plain.model_sha256 != dialed.model_sha256
