@@ -35,7 +35,7 @@ def build(
     heads: bool = False,
     **options: Any,
 ) -> Recipe:
-    """Further options are those of learning (steps, rate, kind, solver, gradient), of the rounding, and of `Integer`."""
+    """Other options are those of learning (steps, rate, kind, solver, gradient), of the rounding, and of `Integer`."""
     learned = LearnedRotations(**{name: options.pop(name) for name in _LEARNING if name in options})
     how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
     grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
