@@ -100,7 +100,7 @@ def learn(network: "Network", rows: torch.Tensor, how: LearnedRotations, seed: i
     Rs, losses_nats = start(network.checkpoint, how, seed), []
     step = descend if how.solver == "exact" else fixed_point
     for number, batch in enumerate(batches(rows, how.steps, generator_for(seed, "rows"))):
-        leaves = [R.to(network.checkpoint.dtype).requires_grad_(True) for R in Rs]
+        leaves = [R.to(network.checkpoint.dtype, copy=True).requires_grad_(True) for R in Rs]
         with torch.enable_grad():
             loss = network.nll(batch, leaves[0], leaves[1:])
             gradients = torch.autograd.grad(loss, leaves)
