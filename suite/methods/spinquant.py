@@ -7,6 +7,8 @@ same on queries and keys, where the cache is quantized; `online=False` leaves bo
 are the release's: GPTQ with 1% damping, a scale per output channel, symmetric, its range searched; inputs per token,
 asymmetric. `activation_bits=None` quantizes weights alone, and the rotations are then learned on them.
 
+`cache_bits` is the width of keys and values, asymmetric, a head of a token at a time; nothing is learned on them.
+
 The release rounds the output projection's inputs head by head, which makes up for the rotation across heads that
 QuaRot has and SpinQuant has not; here they are rounded per token like all others, and `heads=True` adds that rotation.
 """
@@ -14,6 +16,7 @@ QuaRot has and SpinQuant has not; here they are rounded per token like all other
 from typing import Any, Literal
 
 from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
+from suite.kv_cache.target import CacheGrid, CacheTarget
 from suite.methods.method import Method
 from suite.recipe import Recipe, Rounding, Target
 from suite.rounding import Feedback, Nearest, Qronos
@@ -31,6 +34,7 @@ def build(
     clip: ShrinkSearch | OutputSearch | ClipRatio | None = ShrinkSearch(),  # noqa: B008 - a frozen value
     activation_bits: int | None = 4,
     rounding: Literal["gptq", "qronos", "rtn"] = "gptq",
+    cache_bits: int | None = None,
     online: bool = True,
     heads: bool = False,
     **options: Any,
@@ -44,11 +48,17 @@ def build(
         weights=Target(grid, how),
         activations=None if activation_bits is None else Target(_per_token(activation_bits)),
         inputs="original" if rounding == "rtn" else "quantized",
+        cache=None if cache_bits is None else _cache(cache_bits, online),
     )
 
 
 def _per_token(bits: int) -> Integer:
     return Integer(bits=bits, group="row", convention="asymmetric", scale_bits=32)
+
+
+def _cache(bits: int, rotate: bool) -> CacheTarget:
+    grid = Integer(bits=bits, group="row")
+    return CacheTarget(keys=CacheGrid(grid=grid, rotate=rotate), values=CacheGrid(grid=grid))
 
 
 def _rounding(name: str, options: dict[str, Any]) -> Rounding:

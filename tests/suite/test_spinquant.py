@@ -198,6 +198,21 @@ def test_ranges_are_those_of_the_groups():
     assert torch.equal(through_ranges(zero, torch.zeros(2, 3), W4.grid), torch.zeros(2, 3))
 
 
+def test_the_methods_options():
+    plain = SPINQUANT.recipe(bits=4)
+    assert [transform.place for transform in plain.transforms] == ["residual", "online"]
+    assert plain.cache is None and plain.inputs == "quantized"
+    cached = SPINQUANT.recipe(bits=4, cache_bits=3, activation_bits=None)
+    assert (cached.cache.bits, cached.cache.keys.rotate, cached.cache.values.rotate) == (3, True, False)
+    assert cached.activations is None
+    offline = SPINQUANT.recipe(bits=4, cache_bits=3, online=False, rounding="rtn", steps=7)
+    assert offline.transforms == (LearnedRotations(steps=7),) and not offline.cache.keys.rotate
+    assert offline.inputs == "original"
+    assert RotateHeads() in SPINQUANT.recipe(bits=4, heads=True).transforms
+    with pytest.raises(ValueError, match="rounding 'ldlq': expected one of gptq, qronos, rtn"):
+        SPINQUANT.recipe(bits=4, rounding="ldlq")
+
+
 @pytest.mark.parametrize("option", [{"steps": -1}, {"rate": 0}, {"kind": "haar"}, {"solver": "qr"}, {"gradient": "no"}])
 def test_bad_options_are_named(option):
     name, value = next(iter(option.items()))
