@@ -7,11 +7,15 @@ from pathlib import Path
 
 import click
 
+from reports import coordinates_page, entropy_page
+from reports.coordinates import Coordinates, read_coordinates
+from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
-from reports.entropy_page import PAGE, Section, draw_entropy, render_entropy
+from reports.entropy_page import draw_entropy, render_entropy
 from reports.figures import csv_text, pdf, svg
 from reports.frontier import Study, studies
 from reports.page import Drawn, draw, render
+from reports.sections import Section
 from suite.store import Store
 
 
@@ -22,37 +26,47 @@ from suite.store import Store
               help="The folder to write to, made if there is none.")  # fmt: skip
 @click.option("--figures", is_flag=True, help="Write every figure as SVG and PDF too, and the CSV behind it.")
 def report(store: Path, out: Path, figures: bool) -> None:
-    """Make self-contained HTML pages of the results in a store: report.html, and entropy.html if it has codes."""
-    check_folder(out, ["report.html", PAGE])
+    """Make self-contained HTML pages of the results in a store.
+
+    report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost.
+    """
+    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE])
     if figures:
         check_folder(out / "figures")
-    found, entropy = read(store)
+    found, entropy, coordinates = read(store)
     drawn = draw(found)
-    sections = draw_entropy(entropy, drawn) if entropy.anything else []
-    made = {out / "report.html": render(drawn, entropy=bool(sections)).encode()} if drawn else {}
-    if sections:
-        made[out / PAGE] = render_entropy(sections, beside_report=bool(drawn)).encode()
+    coded = draw_entropy(entropy, drawn) if entropy.anything else []
+    turned = draw_coordinates(coordinates, drawn) if coordinates.anything else []
+    beside = [page for page, there in ((entropy_page.PAGE, coded), (coordinates_page.PAGE, turned)) if there]
+    made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
+    if coded:
+        made[out / entropy_page.PAGE] = render_entropy(coded, beside_report=bool(drawn)).encode()
+    if turned:
+        made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
     if figures:
-        made |= {out / "figures" / name: content for name, content in figure_files(drawn, sections).items()}
+        made |= {out / "figures" / name: content for name, content in figure_files(drawn, coded + turned).items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         click.echo(path)
 
 
-def read(path: Path) -> tuple[list[Study], Entropy]:
-    """The studies of the store at `path`, and what it says of entropy; `ValueError` if there is no store or nothing."""
+def read(path: Path) -> tuple[list[Study], Entropy, Coordinates]:
+    """The studies of the store at `path`, and what it says of entropy and coordinates.
+
+    Raises `ValueError` if there is no store, or nothing in it.
+    """
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty, expected a store with records")
     with Store(path, create=False) as store:
         try:
             found = studies(store)
-            entropy = read_entropy(store, found)
+            entropy, coordinates = read_entropy(store, found), read_coordinates(store, found)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not found and not entropy.anything:
+    if not found and not entropy.anything and not coordinates.anything:
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy
+    return found, entropy, coordinates
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

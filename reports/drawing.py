@@ -23,8 +23,8 @@ from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
 # Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white, and a dark
-# red and a grey
-COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#767676")
+# red, a violet and a grey
+COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#5b3a99", "#767676")
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
 STYLE = {
     "axes.axisbelow": True,
@@ -107,10 +107,10 @@ def scale(ax: Axes, rates: np.ndarray, bottom: float, top: float) -> None:
     else:
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 60 else (1,), numticks=12))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _number(y)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain_number(y)))
 
 
-def _number(y: float) -> str:
+def plain_number(y: float) -> str:
     """A tick's label: plain decimals near 1, else a power of ten in superscript figures."""
     exponent = int(np.floor(np.log10(y) + 1e-9)) if y > 0 else 0
     if -3 <= exponent <= 5:

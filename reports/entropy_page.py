@@ -1,36 +1,13 @@
 """The entropy page: where the bits of weights and codes are, in one HTML file that needs nothing but itself."""
 
-from dataclasses import dataclass
-
-from markupsafe import Markup
-
 from reports.entropy import GAIN_BITS, Entropy, coding_verdict, gain_verdict, swept
-from reports.entropy_figures import ORIGIN, model_plots, study_plots
-from reports.figures import Plot, inline_svg
+from reports.entropy_figures import model_plots, study_plots
+from reports.figures import Plot
 from reports.frontier import Study
-from reports.page import Drawn, heading, page_template
+from reports.page import Drawn, heading
+from reports.sections import Section, render_sections
 
 PAGE = "entropy.html"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """Figures under one heading; `verdicts` has, by a figure's key, the models and the sentences on them above it.
-
-    `model` is the one that all figures are of, empty where they show several.
-    """
-
-    name: str
-    model: str
-    heading: str
-    note: str
-    plots: tuple[Plot, ...]
-    verdicts: dict[str, tuple[tuple[str, str], ...]]
-
-    @property
-    def stem(self) -> str:
-        """What the names of its files and identifiers begin with."""
-        return f"entropy-{self.name}" if self.name else "entropy"
 
 
 def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
@@ -43,8 +20,8 @@ def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
         note = "All linear layers of the decoder blocks together: " + "; ".join(
             f"{m.label} is {m.name}, model hash {m.sha256[:16]}" for m in found.models
         )
-        sections.append(Section(name="", model="", heading="Weights and grids", note=f"{note}.", plots=tuple(plots),
-                                verdicts={"gain": verdicts}))  # fmt: skip
+        sections.append(Section(page="entropy", name="", model="", heading="Weights and grids", note=f"{note}.",
+                                plots=tuple(plots), verdicts={"gain": verdicts}))  # fmt: skip
     names = {id(study): name for study, name, _ in drawn}
     for study, shown in found.studies:
         if plots := study_plots(study, shown):
@@ -55,19 +32,10 @@ def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
 def _of_study(study: Study, name: str, plots: list[Plot], studies: list[Study]) -> Section:
     note = f"Model hash {study.model_sha256[:16]}. The newest records of every recipe, averaged over seeds."
     title = heading(study, studies)
-    return Section(name=name, model=title, heading=f"Records of {title}", note=note, plots=tuple(plots),
+    return Section(page="entropy", name=name, model=title, heading=f"Records of {title}", note=note, plots=tuple(plots),
                    verdicts={"coded": ((title, coding_verdict(study)),)})  # fmt: skip
 
 
 def render_entropy(sections: list[Section], *, beside_report: bool) -> str:
     """The HTML of the page, the same bytes for the same sections; with a link to the report if there is one."""
-    rows = [row for section in sections for plot in section.plots for row in plot.rows]
-    commands = {command: i for i, command in enumerate(dict.fromkeys(row[-1] for row in rows), 1)}
-    origins = {origin: i for i, origin in enumerate(dict.fromkeys(row[-3:-1] for row in rows), 1)}
-    return page_template("entropy.html").render(
-        commands=commands,
-        origins=origins,
-        n_origin=len(ORIGIN),
-        beside_report=beside_report,
-        sections=[(s, [(p, Markup(inline_svg(p, f"{s.stem}-{p.key}"))) for p in s.plots]) for s in sections],
-    )
+    return render_sections(PAGE, sections, beside_report=beside_report)

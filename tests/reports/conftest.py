@@ -1,5 +1,5 @@
 import pytest
-from synthetic import fill, fill_entropy, records
+from synthetic import fill, fill_coordinates, fill_entropy, records
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +10,8 @@ def store_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def entropy_path(tmp_path_factory):
     return fill_entropy(tmp_path_factory.mktemp("store") / "entropy.db", records())
+
+
+@pytest.fixture(scope="session")
+def coordinates_path(tmp_path_factory):
+    return fill_coordinates(tmp_path_factory.mktemp("store") / "coordinates.db")

@@ -1,9 +1,21 @@
 """Records, spectra, histograms, coded sizes and stores made up for the tests of the reports."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from reports.frontier import Point, Study
-from suite.store import CodedSize, Histogram, Record, Spectrum, Store, WeightShape
+from suite.store import (
+    CodedSize,
+    Histogram,
+    OutlierRow,
+    Record,
+    SalienceRow,
+    SmoothingRow,
+    Spectrum,
+    Store,
+    WeightShape,
+)
 
 LOSS = {"rtn": 1.0, "hqq": 0.7, "awq": 0.55, "gptq": 0.35, "gptq-stochastic": 0.6}
 SPECIAL = 'group of 48 < 64 & "short" <b>bold</b>'
@@ -157,6 +169,91 @@ def fill_entropy(path, found):
             if r.status == "ok" and r.bits and r.bits <= 8:
                 store.put(r, histograms=histograms(r))
         store.put_sizes(coded_sizes(), weight_shapes())
+    return path
+
+
+SITES = {"self_attn.q_proj": ("self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj": (),
+         "mlp.gate_proj": ("mlp.up_proj",), "mlp.down_proj": ()}  # fmt: skip
+EVENNESS = {"none": 1.0, "smoothquant": 0.6, "hadamard": 0.15, "quarot": 0.12, "spinquant": 0.1, "duquant": 0.08}
+KEPT = (0.001, 0.01, 0.1)
+ROTATED = ("quarot", "spinquant", "duquant")
+
+
+def outlier_row(**changes):
+    """A row of inputs; whatever a test needs otherwise goes in `changes`."""
+    values = dict(
+        model="tiny", model_sha256=hash_of("tiny"), data_sha256="d", layer="model.layers.0.mlp.down_proj",
+        coordinates="none", transforms="()", tensor="inputs", n_channels=64, kurtosis=12.0, max_to_median=30.0,
+        incoherence=6.0, dynamic_range=20.0, normal=1, massive=0, code="1.0+abc", env="cpu",
+        command="bitfrontier outliers tiny", started="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    return OutlierRow(**{**values, **changes})
+
+
+def _origin(row):
+    names = ("model", "model_sha256", "data_sha256", "layer", "code", "env", "command", "started")
+    return {name: getattr(row, name) for name in names}
+
+
+def coordinate_rows(model="tiny", size=1.0):
+    """Three blocks in six coordinates, outliers of `size`; ranges over alpha and saliences."""
+    rng, outliers, smoothing, salience = np.random.default_rng(0), [], [], []
+    for block in (0, 1, 10):
+        for first, others in SITES.items():
+            base = outlier_row(model=model, model_sha256=hash_of(model), layer=f"model.layers.{block}.{first}",
+                               command=f"bitfrontier outliers {model}")  # fmt: skip
+            for k, (coordinates, left) in enumerate(EVENNESS.items()):
+                here = dict(coordinates=coordinates, transforms="()" if k == 0 else f"({coordinates.title()}(),)")
+                x = 1 + left * size * rng.lognormal(0, 0.2)
+                outliers.append(replace(base, **here, kurtosis=10 * x - 11, max_to_median=5 * x, incoherence=3 * x,
+                                        dynamic_range=4 * x, normal=int(x > 8), massive=int(x > 16)))  # fmt: skip
+                for layer in (first, *others):
+                    name = f"model.layers.{block}.{layer}"
+                    outliers.append(replace(base, **here, layer=name, tensor="weights", kurtosis=2 * x - 2.4,
+                                            max_to_median=x + 1, normal=None, massive=None))  # fmt: skip
+                    for j, criterion in enumerate(("salient weights", "worst weights", "large inputs")):
+                        salience += [SalienceRow(**{**_origin(base), "layer": name}, **here, criterion=criterion,
+                                                 fraction=f, bits=3, protected=f, share=f ** (0.3 + 0.2 * j))
+                                     for f in KEPT]  # fmt: skip
+            for alpha in np.linspace(0, 1, 11):
+                inputs, weights = 4 + 9 * size * (1 - alpha) ** 2, 4 + 12 * alpha**2
+                smoothing.append(SmoothingRow(**_origin(base), alpha=float(alpha), bits=4, inputs=inputs,
+                                              weights=weights, error=(inputs**2 + weights**2) / 1e4))  # fmt: skip
+    return outliers, smoothing, salience
+
+
+def dosed_records(base="tiny"):
+    """Five methods at W4A4 and W4A8 over doses: norms' outliers leave rotations alone, the others hurt all."""
+    found = []
+    for bits, scale in ((4, 1.0), (8, 0.2)):
+        for k, method in enumerate(("rtn", "smoothquant", *ROTATED)):
+            for name, kind, factor in [(base, "", 1)] + [
+                (f"{base}+outliers:{kind}:{f}", kind, f) for kind in ("norm", "linear", "both") for f in (8, 64)
+            ]:
+                felt = 1.0 if method in ROTATED and kind == "norm" else factor ** (0.4 / (1 + k))
+                kl = 0.2 * scale * felt * (1 + 0.01 * k)
+                found.append(record(
+                    cell=f"{name}/{method}/{bits}", model=name, model_sha256=hash_of(name), method=method, bits=4,
+                    recipe=f"Recipe(weights=Target(Integer(bits=4)), activations=Target(Integer(bits={bits})))",
+                    kl=kl, kl_se=kl / 15, command=f"bitfrontier outliers {base} --doses",
+                ))  # fmt: skip
+    return found
+
+
+def cached_records(model="tiny"):
+    """Records of quantized caches."""
+    return [record(cell=f"{method}/{bits}", model=model, model_sha256=hash_of(model), method=method, bits=bits,
+                   recipe=f"Recipe(cache=CacheTarget({method}, bits={bits}))", kl=0.02 * 4.0**-bits, kl_se=1e-5,
+                   cache_bytes=65536 * bits + 4096, command=f"bitfrontier run {model} --methods {method}")
+            for method in ("kivi", "kvquant") for bits in (2, 4)]  # fmt: skip
+
+
+def fill_coordinates(path):
+    """A store of doses, caches, and two models' rows."""
+    fill(path, [*dosed_records(), *cached_records()])
+    with Store(path) as store:
+        store.put_outliers(*coordinate_rows())
+        store.put_outliers(*coordinate_rows("tiny+outliers", 20.0))
     return path
 
 

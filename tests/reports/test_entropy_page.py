@@ -18,7 +18,7 @@ from suite.store import Histogram, Store
 
 @pytest.fixture(scope="module")
 def sections(entropy_path):
-    found, entropy = read(entropy_path)
+    found, entropy, _ = read(entropy_path)
     return draw_entropy(entropy, draw(found))
 
 
@@ -102,7 +102,7 @@ def test_verdicts_stand_at_the_top_and_above_their_figures(html):
 
 
 def test_the_pages_name_each_other(entropy_path, html):
-    report = render(draw(read(entropy_path)[0]), entropy=True)
+    report = render(draw(read(entropy_path)[0]), beside=["entropy.html"])
     assert 'href="entropy.html"' in report and 'href="report.html"' in html
     assert "report.html" not in render_entropy([], beside_report=False)
 
@@ -110,7 +110,7 @@ def test_the_pages_name_each_other(entropy_path, html):
 def test_a_store_of_sizes_alone_has_an_entropy_page(tmp_path):
     with Store(tmp_path / "s.db") as store:
         store.put_sizes(coded_sizes()[:40], weight_shapes()[:1])
-    found, entropy = read(tmp_path / "s.db")
+    found, entropy, _ = read(tmp_path / "s.db")
     assert found == [] and [s.stem for s in draw_entropy(entropy, [])] == ["entropy"]
 
 
@@ -118,7 +118,7 @@ def drawn_of(path, sizes=(), shapes=(), histograms=(), **changes):
     with Store(path) as store:
         store.put(record(**changes), histograms=histograms)
         store.put_sizes(sizes, shapes)
-    found, entropy = read(path)
+    found, entropy, _ = read(path)
     return draw_entropy(entropy, draw(found)) if entropy.anything else []
 
 
@@ -153,7 +153,7 @@ def test_odd_rows_do_not_break_figures(name, tmp_path):
 def test_models_called_like_figures_share_no_ids(tmp_path):
     path = tmp_path / "s.db"
     fill_entropy(path, [measured(name, "rtn", 3, bpw_coded=2.9) for name in ("coders", "section", "entropy")])
-    found, entropy = read(path)
+    found, entropy, _ = read(path)
     html = render_entropy(draw_entropy(entropy, draw(found)), beside_report=True)
     ids = re.findall(r'\bid="(.*?)"', html)
     assert len(set(ids)) == len(ids)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import measured, record, study_of
 
-from reports.drawing import _looks, _number
+from reports.drawing import _looks, plain_number
 from reports.figures import csv_text, kl_plot, pdf, plots, png, svg
 from reports.frontier import studies
 from suite.store import Store
@@ -104,4 +104,4 @@ def test_methods_keep_their_looks_and_share_none():
 
 @pytest.mark.parametrize("y, text", [(0.01, "0.01"), (1e-4, "10⁻⁴"), (2e-5, "2·10⁻⁵"), (500, "500"), (1e6, "10⁶")])
 def test_ticks_are_plain_numbers(y, text):
-    assert _number(y) == text
+    assert plain_number(y) == text

@@ -1,0 +1,409 @@
+"""From a store's rows of outliers and its records of dosed models to what is drawn, and verdicts in words.
+
+A dose is read from a model's name (`suite.models.doses`): records whose models differ in it alone, on the same
+evaluation, are one curve per method. The dial leaves the function as it was, so that the unquantized perplexity, by
+which evaluations are told apart, is that of all doses. All functions are pure.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+import numpy as np
+
+from reports.entropy import Model
+from reports.frontier import Point, Study
+from suite.models.doses import KINDS, Dose, split_dose
+from suite.store import OutlierRow, SalienceRow, SmoothingRow, Store
+
+Row = OutlierRow | SmoothingRow | SalienceRow
+FIGURES = ("kurtosis", "max_to_median", "incoherence", "dynamic_range")
+TENSORS = ("inputs", "weights")
+PLAIN = "rtn"
+ROTATIONS = ("quarot", "spinquant", "duquant")  # what the claim about doses is about
+CLAIM_DOSE = Dose("linear", 64)
+CLAIM_RATIO = 0.5  # "each rotation method's KL below half of plain's"
+_WIDTH = re.compile(r"\bactivations=Target\(\w+\(.*?\bbits=(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A model's rows, of one set of calibration tokens."""
+
+    model: Model
+    outliers: tuple[OutlierRow, ...]
+    smoothing: tuple[SmoothingRow, ...]
+    salience: tuple[SalienceRow, ...]
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """Their names, the model's own first."""
+        return tuple(sorted({r.coordinates for r in self.outliers}, key=_own_first))
+
+    def layers(self, tensor: str) -> list[str]:
+        """The layers with figures of `tensor`, in the order of a model."""
+        return sorted({r.layer for r in self.outliers if r.tensor == tensor}, key=place)
+
+    def figures(self, coordinates: str, tensor: str, name: str) -> np.ndarray:
+        """One figure over the layers, (layers,); NaN where it is not a number."""
+        found = {r.layer: getattr(r, name) for r in self.outliers
+                 if (r.coordinates, r.tensor) == (coordinates, tensor)}  # fmt: skip
+        return np.array(
+            [np.nan if (x := found.get(layer)) is None else x for layer in self.layers(tensor)], dtype=float
+        )
+
+    def channels(self, coordinates: str, kind: str) -> int:
+        """How many input channels of all layers together hold outliers of a kind, "normal" or "massive"."""
+        return sum(getattr(r, kind) or 0 for r in self.outliers if r.coordinates == coordinates)
+
+    @property
+    def sites(self) -> dict[str, list[SmoothingRow]]:
+        """The rows of each site over alpha, by its first layer."""
+        found: dict[str, list[SmoothingRow]] = {}
+        for row in sorted(self.smoothing, key=lambda r: (place(r.layer), r.alpha)):
+            found.setdefault(row.layer, []).append(row)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dosed:
+    """A method's point at one dose; `kind` is empty at dose 1, where all kinds are one."""
+
+    kind: str
+    factor: int
+    point: Point
+
+    @property
+    def kl(self) -> float:
+        """Mean over seeds, nats."""
+        return self.point.mean("kl")
+
+    @property
+    def error(self) -> float:
+        """Standard error of `kl`."""
+        return self.point.error("kl", "kl_se")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One method at one width of weights and inputs, at all doses: `width` is as in W4A8."""
+
+    method: str
+    recipe: str
+    width: str
+    doses: tuple[Dosed, ...]
+
+    def of(self, kind: str) -> list[Dosed]:
+        """The doses of a kind, dose 1 first."""
+        return sorted((d for d in self.doses if d.kind in ("", kind)), key=lambda d: d.factor)
+
+    def at(self, kind: str, factor: int) -> Dosed | None:
+        """The point at a dose."""
+        return next((d for d in self.of(kind) if d.factor == factor), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doses:
+    """All curves of a model on one evaluation."""
+
+    base: str
+    ppl_base: float | None
+    curves: tuple[Curve, ...]
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """The widths, the narrowest first."""
+        return tuple(sorted({c.width for c in self.curves}, key=natural))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of outliers that were dosed."""
+        found = {d.kind for c in self.curves for d in c.doses}
+        return tuple(kind for kind in KINDS if kind in found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """Everything that the page of coordinates shows of a store."""
+
+    outliers: tuple[OutlierRow, ...]
+    smoothing: tuple[SmoothingRow, ...]
+    salience: tuple[SalienceRow, ...]
+    studies: tuple[Study, ...]
+
+    @cached_property
+    def measured(self) -> tuple[Measured, ...]:
+        """The models of the rows, each on the tokens that it was measured on last."""
+        rows: tuple[Row, ...] = (*self.outliers, *self.smoothing, *self.salience)
+        newest: dict[tuple[str, str], Row] = {}
+        for row in rows:
+            key = (row.model, row.model_sha256)
+            if key not in newest or row.started > newest[key].started:
+                newest[key] = row
+        labels = labels_of(sorted(newest))
+        return tuple(
+            Measured(
+                model=Model(label=labels[key], name=key[0], sha256=key[1]),
+                outliers=tuple(r for r in self.outliers if _same(r, last)),
+                smoothing=tuple(r for r in self.smoothing if _same(r, last)),
+                salience=tuple(r for r in self.salience if _same(r, last)),
+            )
+            for key, last in sorted(newest.items(), key=lambda item: item[0])
+        )
+
+    @cached_property
+    def doses(self) -> tuple[Doses, ...]:
+        """The dosed models, by name and perplexity."""
+        found: list[Doses] = []
+        for base in sorted({split[0] for s in self.studies if (split := _split(s.model))[1] is not None}):
+            of_base = [(dose, s) for s in self.studies for name, dose in [_split(s.model)] if name == base]
+            while of_base:
+                same = [pair for pair in of_base if _comparable(pair[1], of_base[0][1])]
+                of_base = [pair for pair in of_base if pair not in same]
+                if curves := _curves(same):
+                    found.append(Doses(base=base, ppl_base=same[0][1].ppl_base, curves=curves))
+        return tuple(found)
+
+    @cached_property
+    def caches(self) -> tuple[Study, ...]:
+        """The studies with quantized caches."""
+        return tuple(s for s in self.studies if any(np.isfinite(p.mean("cache_bytes")) for p in s.points))
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything for a page to say."""
+        return bool(self.outliers or self.smoothing or self.salience or self.doses or self.caches)
+
+
+def read_coordinates(store: Store, studies: Sequence[Study]) -> Coordinates:
+    """What a store holds about outliers and coordinates, for its studies."""
+    return Coordinates(outliers=tuple(store.outliers()), smoothing=tuple(store.smoothing()),
+                       salience=tuple(store.salience()), studies=tuple(studies))  # fmt: skip
+
+
+def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Names in the order of the numbers in them."""
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
+
+
+_PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def place(layer: str) -> tuple:
+    """Layers in the order in which a model evaluates them: by the numbers in their names, then by their kind."""
+    kind = kind_of(layer)
+    numbers = tuple(int(part) for part in layer.split(".") if part.isdecimal())
+    return numbers, _PLACES.index(kind) if kind in _PLACES else len(_PLACES), layer
+
+
+def kind_of(layer: str) -> str:
+    """The last part of a layer's name.
+
+    >>> kind_of("model.layers.3.mlp.down_proj")
+    'down_proj'
+    """
+    return layer.rsplit(".", 1)[-1]
+
+
+def labels_of(models: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What figures call models (name, hash): the last part of the name, and of the hash what tells namesakes apart."""
+    keys = list(models)
+    short = [re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name for name, _ in keys]
+    return {key: label if short.count(label) == 1 else f"{label} {key[1][:8]}"
+            for key, label in zip(keys, short, strict=True)}  # fmt: skip
+
+
+def _own_first(coordinates: str) -> tuple[int, str]:
+    known = ("none", "smoothquant", "hadamard", "orthogonal", *ROTATIONS)
+    return known.index(coordinates) if coordinates in known else len(known), coordinates
+
+
+def _same(row: Row, other: Row) -> bool:
+    return (row.model, row.model_sha256, row.data_sha256) == (other.model, other.model_sha256, other.data_sha256)
+
+
+def _split(name: str) -> tuple[str, Dose | None]:
+    """A model's name and dose; a directory may be called like a dose that there is none of."""
+    try:
+        return split_dose(name)
+    except ValueError:
+        return name, None
+
+
+def _comparable(a: Study, b: Study) -> bool:
+    return a.ppl_base == b.ppl_base or bool(a.ppl_base and b.ppl_base and abs(a.ppl_base / b.ppl_base - 1) < 1e-3)
+
+
+def _curves(dosed: Sequence[tuple[Dose | None, Study]]) -> tuple[Curve, ...]:
+    """One curve for each recipe that quantizes inputs and was run at more than dose 1."""
+    found: dict[tuple[str, str, str], list[Dosed]] = {}
+    for dose, study in dosed:
+        factor = 1 if dose is None else dose.factor
+        for point in study.points:
+            width = width_of(point)
+            if width and np.isfinite(point.mean("kl")):
+                kind = "" if dose is None or factor == 1 else dose.kind
+                found.setdefault((width, point.method, point.recipe), []).append(
+                    Dosed(kind=kind, factor=factor, point=point))  # fmt: skip
+    return tuple(Curve(method=method, recipe=recipe, width=width, doses=tuple(_once(points)))
+                 for (width, method, recipe), points in sorted(found.items())
+                 if any(p.factor > 1 for p in points))  # fmt: skip
+
+
+def _once(points: Iterable[Dosed]) -> list[Dosed]:
+    """One point for each dose: the model at dose 1 has several names."""
+    return list({(p.kind, p.factor): p for p in points}.values())
+
+
+def width_of(point: Point) -> str:
+    """As in W4A8; empty where weights or inputs are not quantized to so many bits."""
+    found = _WIDTH.search(point.recipe)
+    return "" if found is None or point.bits is None else f"W{point.bits:g}A{found[1]}"
+
+
+def ratio(above: Dosed, below: Dosed) -> tuple[float, float]:
+    """KL over KL, and its standard error as if the two were independent: on the same tokens it is less."""
+    value = above.kl / below.kl
+    return value, value * float(np.hypot(above.error / above.kl, below.error / below.kl))
+
+
+def dose_verdicts(doses: Doses) -> list[str]:
+    """What the curves say of the claims about doses, a sentence for each that they say anything of."""
+    said = (_linear_claim, _norm_claim, _plain_rise, _learned_against_random)
+    return [sentence for width in doses.widths for say in said if (sentence := say(doses, width))]
+
+
+def _curve(doses: Doses, width: str, method: str) -> Curve | None:
+    return next((c for c in doses.curves if (c.width, c.method) == (width, method)), None)
+
+
+def _linear_claim(doses: Doses, width: str) -> str:
+    dose, plain = CLAIM_DOSE, _curve(doses, width, PLAIN)
+    base = plain.at(dose.kind, dose.factor) if plain else None
+    if base is None or not base.kl > 0:
+        return ""
+    below, others = [], []
+    for method in ROTATIONS:
+        curve = _curve(doses, width, method)
+        point = curve.at(dose.kind, dose.factor) if curve else None
+        if point is not None and point.kl > 0:
+            value, error = ratio(point, base)
+            (below if value < CLAIM_RATIO else others).append(f"{method}'s is {value:.2g} ± {error:.1g} times that")
+    if not below + others:
+        return ""
+    text = f"{width}, {dose.factor}-fold outliers of kind {dose.kind}: plain rounding's KL is {base.kl:.3g}"
+    text += f"; {listed(below)}, less than half" if below else ""
+    return text + (f"; {listed(others)}, not below half" if others else "") + "."
+
+
+def _norm_claim(doses: Doses, width: str) -> str:
+    kept, moved = [], []
+    for method in ROTATIONS:
+        curve = _curve(doses, width, method)
+        values = [d.kl for d in curve.of("norm")] if curve else []
+        if len(values) > 1 and values[0] > 0:
+            apart = max(abs(v / values[0] - 1) for v in values)
+            (kept if apart == 0 else moved).append(method if apart == 0 else f"{method} by up to {100 * apart:.2g}%")
+    if not kept + moved:
+        return ""
+    text = f"{width}, kind norm, which folding of the gain undoes: "
+    said = [f"it leaves {listed(kept)} at the very same KL at every dose"] if kept else []
+    said += [f"it moves the KL of {listed(moved)}"] if moved else []
+    return f"{text}{'; '.join(said)}."
+
+
+def _plain_rise(doses: Doses, width: str) -> str:
+    plain, rises = _curve(doses, width, PLAIN), []
+    for kind in doses.kinds if plain else ():
+        assert plain is not None
+        found = plain.of(kind)
+        if len(found) > 1 and found[0].factor == 1 and found[0].kl > 0:
+            rises.append(f"{found[-1].kl / found[0].kl:.3g}-fold at {found[-1].factor}-fold {kind}")
+    return f"{width}: plain rounding's own KL rises {listed(rises)}." if rises else ""
+
+
+def _learned_against_random(doses: Doses, width: str) -> str:
+    learned, random = _curve(doses, width, "spinquant"), _curve(doses, width, "quarot")
+    pairs = [(a, b) for a in (learned.doses if learned else ()) for b in (random.doses if random else ())
+             if (a.kind, a.factor) == (b.kind, b.factor)]  # fmt: skip
+    if not pairs:
+        return ""
+    ahead = sum(a.kl < b.kl for a, b in pairs)
+    return f"{width}: spinquant's KL is below quarot's at {ahead} of {len(pairs)} doses."
+
+
+def outlier_verdict(found: Measured) -> str:
+    """One sentence: what the inputs' figures are, and what they become."""
+    if "none" not in found.coordinates:
+        return ""
+    size = sum(r.n_channels for r in found.outliers if (r.coordinates, r.tensor) == ("none", "inputs"))
+    text = (f"of {size:,} input channels {found.channels('none', 'normal')} hold normal outliers and "
+            f"{found.channels('none', 'massive')} massive ones; the median over layers of the inputs' excess kurtosis "
+            f"is {_median(found, 'none'):.3g}")  # fmt: skip
+    rest = [f"{_median(found, c):.3g} by {c}" for c in found.coordinates if c != "none"]
+    return f"{text}{', and becomes ' + listed(rest) if rest else ''}."
+
+
+def _median(found: Measured, coordinates: str) -> float:
+    values = found.figures(coordinates, "inputs", "kurtosis")
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
+
+
+def both(row: SmoothingRow) -> float | None:
+    """The root of the sum of the squared ranges of inputs and weights, as `suite.outlier_metrics.Smoothed.both`."""
+    return None if row.inputs is None or row.weights is None else float(np.hypot(row.inputs, row.weights))
+
+
+def optimum(rows: Sequence[SmoothingRow], value: Callable[[SmoothingRow], float | None]) -> tuple[float, bool] | None:
+    """The alpha with the least value, the first of equals, and whether it is interior; None where any is missing."""
+    values = [value(r) for r in rows]
+    if not rows or any(v is None for v in values):
+        return None
+    at = min(range(len(rows)), key=lambda k: values[k])  # type: ignore[arg-type,return-value]
+    return rows[at].alpha, 0 < at < len(rows) - 1
+
+
+def smoothing_verdict(found: Measured) -> str:
+    """One sentence: where the optima over alpha are."""
+    said = []
+    for name, value in (("range", both), ("output error", lambda r: r.error)):
+        best = [o for rows in found.sites.values() if (o := optimum(rows, value))]
+        if best:
+            alphas = sorted(alpha for alpha, _ in best)
+            said.append(f"the {name} of inputs and weights together is least inside the interval in "
+                        f"{sum(interior for _, interior in best)} of {len(best)} sites, at a median alpha of "
+                        f"{median(alphas):.3g} (from {alphas[0]:g} to {alphas[-1]:g})")  # fmt: skip
+    return f"{'; '.join(said)}." if said else ""
+
+
+def shares(rows: Iterable[SalienceRow]) -> dict[float, float]:
+    """The mean share over layers, by the fraction asked for."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row.share is not None:
+            found.setdefault(row.fraction, []).append(row.share)
+    return {fraction: float(np.mean(values)) for fraction, values in sorted(found.items())}
+
+
+def salience_verdict(found: Measured) -> str:
+    """One sentence: the share of the error that the most salient hundredth captures."""
+    said = []
+    for criterion in dict.fromkeys(r.criterion for r in found.salience):
+        own = shares(r for r in found.salience if (r.criterion, r.coordinates) == (criterion, "none"))
+        if 0.01 in own:
+            said.append(f"{100 * own[0.01]:.3g}% by {criterion}")
+    bits = "/".join(sorted({str(r.bits) for r in found.salience}))
+    return (
+        f"one in a hundred kept as it is captures, of the output error at {bits} bits, {listed(said)}." if said else ""
+    )
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row.
+
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1] if words else "")))
