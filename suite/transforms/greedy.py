@@ -25,8 +25,8 @@ def random_orthogonal(n: int, generator: torch.Generator) -> torch.Tensor:
     """A Haar random orthogonal matrix (n, n), float64: QR of a Gaussian one, with the signs of R's diagonal put in Q.
 
     Mezzadri 2007, "How to generate random matrices from the classical compact groups", arXiv:math-ph/0609050, for the
-    signs, without which Q is not uniform. Gaussian numbers are drawn in float32, four times as fast as in float64; to
-    the rounding of that Q is orthogonal all the same.
+    signs, without which Q is not uniform. Gaussian numbers are drawn in float32, four times as fast; Q is orthogonal to
+    the rounding of float64 all the same.
     """
     Q, R = torch.linalg.qr(torch.randn(n, n, generator=generator).double())
     return Q * torch.where(R.diagonal() < 0, -1.0, 1.0)
