@@ -12,7 +12,7 @@ from suite.activations import has_static_scale, quantize_activations
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
 from suite.kv_cache.codec import NO_TABLES, Tables
-from suite.kv_cache.evaluation import evaluate_through
+from suite.kv_cache.evaluation import evaluate_through, rotate_keys
 from suite.models.architecture import Site, linear, weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
@@ -94,9 +94,9 @@ def quantize_block(
     if original is not None:
         done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
-    if recipe.cache is not None:
+    if recipe.held_cache is not None:
         try:
-            evaluate_through(block, checkpoint.config, recipe.cache, tables)
+            evaluate_through(block, checkpoint.config, recipe.held_cache, tables)
         except ValueError as error:
             raise UnsupportedError(str(error)) from error
     for site in architecture.sites:
@@ -177,6 +177,8 @@ def transform_block(
                     raise UnsupportedError("heads are rotated before their channels are expanded, not after")
                 for m in transform.fit(heads, checkpoint.head_dim):
                     _map_site(block, site, found, m)
+        if transform.place == "keys" and recipe.cache is None:
+            rotate_keys(block, checkpoint.config, transform.fit(checkpoint.head_dim))
         watch(number, found)
     for site in checkpoint.architecture.sites:
         map_inputs(block, site, found.maps.get(site.layers[0], ()))

@@ -54,8 +54,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     counts = CodeCounts()
     fallbacks: list[str] = []
     held: list[float] = []
-    tables = ((NO_TABLES,) * checkpoint.n_blocks if recipe.cache is None
-              else learn(checkpoint, bench.calibration, recipe.cache, setting.threads))  # fmt: skip
+    tables = ((NO_TABLES,) * checkpoint.n_blocks if recipe.held_cache is None
+              else learn(checkpoint, bench.calibration, recipe.held_cache, setting.threads))  # fmt: skip
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
         done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating, original,

@@ -10,7 +10,7 @@ from torch import nn
 
 from suite.blockwise import map_inputs, quantize_inputs
 from suite.kv_cache.codec import Tables, tables_among
-from suite.kv_cache.evaluation import evaluate_through
+from suite.kv_cache.evaluation import evaluate_through, rotate_keys
 from suite.models.architecture import Architecture, architecture_of, linear
 from suite.models.checkpoint import SHIPPED, Checkpoint, load_model
 from suite.models.files import Stored, index_of, read_tensor
@@ -19,7 +19,7 @@ from suite.packed import ABOUT, CACHE_TABLES, HEADER, PROVENANCE, Header, sha256
 from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
 from suite.store import LayerRecord
-from suite.transforms import Map, map_from
+from suite.transforms import Map, RotateKeys, map_from
 
 Size = tuple[int, float, int, int]  # of a layer: exact bits, bits at the codes' entropy, really coded, weights
 
@@ -125,8 +125,11 @@ class PackedModel:
             for layer, name in names.items():
                 max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
                 quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
-        if self.recipe.cache is not None:
-            evaluate_through(block, self.checkpoint.config, self.recipe.cache, self.cache_tables(i))
+        for transform in self.recipe.transforms if self.recipe.cache is None else ():
+            if isinstance(transform, RotateKeys):
+                rotate_keys(block, self.checkpoint.config, transform.fit(self.checkpoint.head_dim))
+        if self.recipe.held_cache is not None:
+            evaluate_through(block, self.checkpoint.config, self.recipe.held_cache, self.cache_tables(i))
         return block, layers
 
     def cache_tables(self, i: int) -> Tables:

@@ -18,7 +18,7 @@ from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
 from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
-from suite.transforms import TRANSFORMS, Transform
+from suite.transforms import TRANSFORMS, LearnedRotations, RotateKeys, Transform
 
 Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos
 
@@ -101,6 +101,13 @@ class Recipe:
         return next((target for pattern, target in named if fnmatchcase(name, pattern)), None)
 
     @property
+    def held_cache(self) -> CacheTarget | None:
+        """The cache, with keys rotated where a transform rotates them: then it is the cache that does."""
+        if self.cache is None or not any(isinstance(transform, RotateKeys) for transform in self.transforms):
+            return self.cache
+        return replace(self.cache, keys=replace(self.cache.keys, rotate=True))
+
+    @property
     def compares_inputs(self) -> bool:
         """Whether some rounding reads the quantized model's inputs beside the unquantized one's."""
         targets = (self.weights, *(target for _, target in self.layers))
@@ -114,8 +121,8 @@ class Recipe:
         reasons.append(_order_unsupported(self.transforms))
         if self.activations is not None:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
-        if self.cache is not None:
-            reasons.append(self.cache.unsupported)
+        if self.held_cache is not None:
+            reasons.append(self.held_cache.unsupported)
         return next(filter(None, reasons), None)
 
 
@@ -124,6 +131,8 @@ def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
     turned = places.count("residual")
     if "residual" in places[turned:]:
         return "a rotation of the residual stream comes first: it folds norm gains, which would undo what is before it"
+    if turned > 1 and any(isinstance(transform, LearnedRotations) for transform in transforms):
+        return "a learned rotation of the residual stream takes no other beside it"
     return None
 
 

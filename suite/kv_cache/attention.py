@@ -15,6 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from suite.kv_cache.held import Versions
 
 NAME = "bitfrontier"
+QUERIES = "queries_through"  # what an attention module calls the map that its queries go through
 _SCORES = 1 << 24  # scores held at once
 
 
@@ -36,6 +37,8 @@ def attention(
     """
     if dropout:
         raise ValueError(f"dropout {dropout}: attention through a quantized cache is for inference")
+    turned = module.__dict__.get(QUERIES)
+    query = query if turned is None else turned.forward(query)
     keys, values = (x if isinstance(x, Versions) else _plain(x) for x in (key, value))
     rows, heads, n, d = query.shape
     columns = keys.exact.shape[2]
@@ -96,7 +99,7 @@ def _check_padding(mask: torch.Tensor | None, padding: torch.Tensor, columns: in
     if mask is not None:
         last = (mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] == 0).expand(len(padding), -1)
     hidden = (last.cumsum(1) == 0).sum(1)
-    expected = padding if window is None else padding.clamp(min=columns - window)
+    expected = (padding if window is None else padding.clamp(min=columns - window)).clamp(max=columns)
     if not torch.equal(hidden, expected) or not bool((last.sum(1) + hidden == columns).all()):
         raise ValueError(f"by the attention mask {hidden.tolist()} tokens of the rows are padding, the cache was told "
                          f"{padding.tolist()}: give it the attention_mask; padding is on the left")  # fmt: skip

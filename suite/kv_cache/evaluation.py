@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from suite.kv_cache.attention import NAME
+from suite.kv_cache.attention import NAME, QUERIES
 from suite.kv_cache.cache import Sides
 from suite.kv_cache.codec import NO_TABLES, Tables
 from suite.kv_cache.held import Side, Versions, entering
 from suite.kv_cache.target import CacheTarget
+from suite.transforms import Map
 
 
 class OneShot:
@@ -48,13 +49,38 @@ def evaluate_through(block: nn.Module, config: Any, target: CacheTarget, tables:
     `tables` are the learned ones for keys and values where the target takes them. The block is then for whole rows that
     begin without padding.
     """
-    shot, attention = OneShot(Sides.of(config, target, tables)), block.get_submodule("self_attn")
-    own = copy.deepcopy(config)
-    own._attn_implementation = NAME
-    attention.config = own
+    shot, attention = OneShot(Sides.of(config, target, tables)), _ours(block, config)
     take_cache(attention, shot)
     attention.__dict__["one_shot"] = shot  # not a module, and no part of the block's state
     return shot
+
+
+class _RotatedKeys:
+    """Stands where a block looks for its cache, and hands keys on through a map; it holds nothing."""
+
+    def __init__(self, m: Map):
+        self._map = m
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+        return self._map.forward(key_states), value_states
+
+
+def rotate_keys(block: nn.Module, config: Any, m: Map) -> None:
+    """Have a decoder block's queries and keys go through `m`, a rotation of a head, after the rotary embedding.
+
+    For whole rows without a cache: one that rotates keys (`CacheGrid.rotate`) does it itself, and back.
+    """
+    attention = _ours(block, config)
+    attention.__dict__[QUERIES] = m
+    take_cache(attention, _RotatedKeys(m))
+
+
+def _ours(block: nn.Module, config: Any) -> nn.Module:
+    """The block's attention, with a configuration of its own that names our attention function."""
+    attention, own = block.get_submodule("self_attn"), copy.deepcopy(config)
+    own._attn_implementation = NAME
+    attention.config = own
+    return attention
 
 
 def one_shot_of(block: nn.Module) -> OneShot | None:
