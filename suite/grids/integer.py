@@ -74,8 +74,9 @@ class ClipRatio:
     ratio: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
+        if not (isinstance(self.ratio, int | float) and 0 < self.ratio <= 1):
             raise ValueError(f"clip ratio {self.ratio!r}: expected above 0, at most 1")
+        object.__setattr__(self, "ratio", float(self.ratio))  # one text for equal values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,7 +182,7 @@ def test_a_clip_ratio_is_a_smaller_range(group):
                        quantize_activations(x, grid, 8.0))  # fmt: skip
 
 
-@pytest.mark.parametrize("ratio", [0.0, -1.0, 1.1, float("nan")])
+@pytest.mark.parametrize("ratio", [0.0, -1.0, 1.1, float("nan"), "0.9"])
 def test_a_clip_ratio_is_a_share(ratio):
     with pytest.raises(ValueError, match="clip ratio"):
         ClipRatio(ratio)

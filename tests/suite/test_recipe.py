@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.grids import Integer, OutputSearch, ShrinkSearch
+from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
 from suite.grids.integer import CONVENTIONS
 from suite.methods import METHODS, method_named
 from suite.recipe import Recipe, Target, parse, with_activations
-from suite.rounding import Feedback, HalfQuadratic, Nearest, Stochastic
+from suite.rounding import Feedback, HalfQuadratic, Nearest, Qronos, Stochastic
 from suite.transforms import AwqScale, SmoothScale
 
 positive = st.floats(1e-6, 1e6)
@@ -18,6 +18,7 @@ searches = st.one_of(
     st.none(),
     st.builds(ShrinkSearch, norm=positive, steps=st.integers(1, 200), most=shares),
     st.builds(OutputSearch, steps=st.integers(1, 200), most=shares),
+    st.builds(ClipRatio, st.sampled_from([1, 1.0, 0.9, 1e-6])),
 )
 grids = st.builds(
     Integer,
@@ -47,6 +48,15 @@ roundings = st.one_of(
         iterations=st.integers(0, 99),
         keep=st.sampled_from(["best", "last"]),
         round_zero=st.booleans(),
+    ),
+    st.builds(
+        Qronos,
+        order=st.sampled_from(["given", "decreasing", "pivot"]),
+        groups=st.sampled_from(["static", "dynamic", "stale"]),
+        damping=st.floats(0, 1e6),
+        relative_to=st.sampled_from(["largest", "mean"]),
+        block=st.integers(1, 10**6),
+        pick=picks,
     ),
 )
 targets = st.builds(Target, grids, roundings)
