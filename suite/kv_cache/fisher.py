@@ -137,5 +137,6 @@ def fit_table(table: LearnedTable, x: torch.Tensor, fisher: torch.Tensor) -> Lea
     offset, reach = ((high + low) / 2, (high - low) / 2) if static else middle(x, outside)
     offset, reach = (part.clamp(-LARGEST, LARGEST).half() for part in (offset, reach))
     u, weight = normalized(x, offset.to(x.dtype), reach.to(x.dtype)), fisher * reach.to(x.dtype) ** 2
-    levels = k_means(u[~outside], 2**table.bits, weight[~outside]).clamp(-1, 1).half().sort().values
+    inside = ~outside if not bool(outside.all()) else outside  # of two channels both are outliers: any table will do
+    levels = k_means(u[inside], 2**table.bits, weight[inside]).clamp(-1, 1).half().sort().values
     return Learned(levels, offset[:, 0].contiguous(), reach[:, 0].contiguous()) if static else Learned(levels)
