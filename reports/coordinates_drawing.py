@@ -51,7 +51,7 @@ def looks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def draw_layers(found: Measured) -> Figure:
-    """A row for inputs and one for weights, a column for each figure: lines over layers, one for each coordinates.
+    """A row for inputs and one for weights, a column for each figure: lines over blocks, kind of layer after kind.
 
     Rings are around inputs with normal outliers, squares around those with massive ones.
     """
@@ -61,17 +61,26 @@ def draw_layers(found: Measured) -> Figure:
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(TENSORS), len(FIGURES), squeeze=False)
         for tensor, row in zip(TENSORS, grid, strict=True):
+            layers = found.layers(tensor)
+            kinds = list(dict.fromkeys(kind_of(layer) for layer in layers))
+            order = np.array(sorted(range(len(layers)), key=lambda k: kinds.index(kind_of(layers[k]))), dtype=int)
+            at = np.arange(len(layers)) + np.array([kinds.index(kind_of(layers[k])) for k in order])  # with gaps
             for name, ax in zip(FIGURES, row, strict=True):
                 for coordinates, (shape, color) in looks.items():
-                    y = found.figures(coordinates, tensor, name) + (3 if name == "kurtosis" else 0)
+                    y = found.figures(coordinates, tensor, name)[order] + (3 if name == "kurtosis" else 0)
                     y = np.where(np.isfinite(y) & (y > 0), y, np.nan)
-                    ax.plot(y, marker=shape, markersize=3.6, linewidth=0.8, color=color)
+                    for kind in kinds:
+                        own = [k for k, layer in enumerate(order) if kind_of(layers[layer]) == kind]
+                        ax.plot(at[own], y[own], marker=shape, markersize=3.6, linewidth=0.8, color=color)
                     if tensor == "inputs" and name == "max_to_median":
-                        _ring(ax, found, coordinates, y)
-                _block_ticks(ax, found.layers(tensor))
+                        _ring(ax, found, coordinates, order, at, y)
+                places = [at[[kind_of(layers[k]) == kind for k in order]] for kind in kinds]
+                ax.set_xticks([p.mean() for p in places], [kind.removesuffix("_proj") for kind in kinds])
+                ax.tick_params(axis="x", length=0)
+                ax.grid(visible=False, axis="x")
                 _log(ax, "y")
                 ax.set_title(f"{tensor}: {_TITLES[name]}", loc="left", fontsize=9.5, color=INK)
-        figure.supxlabel("layer, numbered where a block begins", fontsize=10, color=INK)
+        figure.supxlabel("layer, the blocks of each kind from left to right", fontsize=10, color=INK)
         handles = [Line2D([], [], marker=m, color=c, label=name) for name, (m, c) in looks.items()]
         handles += [Line2D([], [], linestyle="none", marker=m, color=INK, markerfacecolor="none", markersize=9,
                            label=f"{kind} outliers") for kind, m in (("normal", "o"), ("massive", "s"))]  # fmt: skip
@@ -79,17 +88,10 @@ def draw_layers(found: Measured) -> Figure:
         return figure
 
 
-def _ring(ax: Axes, found: Measured, coordinates: str, y: np.ndarray) -> None:
+def _ring(ax: Axes, found: Measured, coordinates: str, order: np.ndarray, at: np.ndarray, y: np.ndarray) -> None:
     for kind, marker in (("normal", "o"), ("massive", "s")):
-        there = found.figures(coordinates, "inputs", kind) > 0
-        ax.plot(np.flatnonzero(there), y[there], marker, color=INK, markerfacecolor="none", markersize=8, zorder=4)
-
-
-def _block_ticks(ax: Axes, layers: Sequence[str]) -> None:
-    blocks = [next((part for part in layer.split(".") if part.isdecimal()), "") for layer in layers]
-    starts = [i for i, block in enumerate(blocks) if block and (not i or blocks[i - 1] != block)]
-    starts = starts[:: -(-len(starts) // 8) or 1]
-    ax.set_xticks(starts, [blocks[s] for s in starts])
+        there = found.figures(coordinates, "inputs", kind)[order] > 0
+        ax.plot(at[there], y[there], marker, color=INK, markerfacecolor="none", markersize=8, zorder=4)
 
 
 def _log(ax: Axes, axis: str) -> None:

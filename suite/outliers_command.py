@@ -145,11 +145,11 @@ def print_outliers(rows: "list[OutlierRow]") -> None:
 
     from suite.tables import number
 
-    figures = ("kurtosis", "max_to_median", "incoherence", "dynamic_range")
-    table = Table(box=box.SIMPLE_HEAD, title="medians over layers; channels of all layers")
+    figures = {"kurtosis": "kurtosis", "max_to_median": "max/median", "incoherence": "mu", "dynamic_range": "range"}
+    table = Table(box=box.SIMPLE_HEAD, title="inputs and weights, medians over layers; channels of all inputs")
     table.add_column("coordinates", no_wrap=True)
-    for heading in (*(f"{name.replace('_', ' ')}, {tensor}" for tensor in ("inputs", "weights") for name in figures),
-                    "normal", "massive"):  # fmt: skip
+    for heading in (*(f"{title}\n{tensor}" for tensor in ("inputs", "weights") for title in figures.values()),
+                    "normal\nchannels", "massive\nchannels"):  # fmt: skip
         table.add_column(heading, justify="right")
     for one in dict.fromkeys((row.coordinates, row.transforms) for row in rows):
         own = [row for row in rows if (row.coordinates, row.transforms) == one]
