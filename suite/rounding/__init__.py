@@ -1,8 +1,8 @@
 """Roundings: how does each value pick its point of the grid?
 
 A rounding is a frozen value. `round(W, grid, H, generator)` binds the grid to W and returns codes, fitted grid and
-what did not go as asked; `Qronos` takes the cross-Gram matrix of both models' inputs too. `Nearest` and `Stochastic` also `pick` codes for single columns of a fitted grid, which is
-all that error feedback needs of them.
+what did not go as asked; `Qronos` takes the cross-Gram matrix of both models' inputs too. `Nearest` and `Stochastic`
+also `pick` codes for single columns of a fitted grid, which is all that error feedback needs of them.
 """
 
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
