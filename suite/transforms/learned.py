@@ -4,10 +4,10 @@ Liu et al. 2024, "SpinQuant: LLM Quantization with Learned Rotations", arXiv:240
 from its release by default, since small models learn next to nothing its way (KL in nats on validation tokens of the
 reference at 4 bits, weights rounded to nearest, from 0.0548 for the random rotations that learning starts from):
 
-- rate 15 for 1.5: the gradient's size is the model's and the loss's, and is so small here (|A|_1 = 0.08) that 1.5 turns
-  no column by more than a tenth. 15 is about where the cap of Cayley SGD lies: 0.0490 after 15 or 50 for 0.0516;
+- rate 15 for 1.5: how large gradients are is a matter of the model, and here (|A|_1 = 0.08) a step of 1.5 hardly turns
+  anything. 15 is about where the cap of Cayley SGD lies: 0.0490 at 15, 0.0493 at 50, 0.0516 at 1.5;
 - `gradient="ranges"`: with the release's "straight-through" a rotation is not told that it has made a range smaller,
-  and with it every error; 0.0536 at rate 15 and 0.0521 at 1.5.
+  and with it every error: 0.0536 at 15, 0.0521 at 1.5.
 """
 
 from dataclasses import dataclass
