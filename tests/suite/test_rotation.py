@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kernels.hadamard import hadamard, is_hadamard_size
 from suite.grids import ClipRatio, Integer, ShrinkSearch
+from suite.kv_cache.target import CacheGrid, CacheTarget
 from suite.methods import method_named
 from suite.recipe import Recipe, Target, parse
 from suite.rounding import Feedback, Nearest, Qronos
@@ -142,6 +143,10 @@ def test_quarots_options():
     assert RotateHeads() not in quarot.recipe(bits=4, heads=False).transforms
     assert quarot.recipe(bits=4, kind="orthogonal").transforms[0] == RotateResidual(kind="orthogonal")
     assert quarot.recipe(bits=4, group=64, clip=None).weights.grid == Integer(bits=4, group=64, convention="full-range")
+    grid = Integer(bits=4, group="row", convention="asymmetric", clip=ClipRatio(0.95))
+    assert quarot.recipe(bits=4).cache is None
+    cache = CacheTarget(keys=CacheGrid(grid=grid, rotate=True), values=CacheGrid(grid=grid))
+    assert quarot.recipe(bits=4, cache_bits=4).cache == cache
     with pytest.raises(ValueError, match="rounding 'nearest': expected one of gptq, qronos, rtn"):
         quarot.recipe(bits=4, rounding="nearest")
 
