@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from reports import coordinates_page, entropy_page
-from reports.coordinates import Coordinates, read_coordinates
+from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
 from reports.entropy_page import draw_entropy, render_entropy
@@ -36,7 +36,7 @@ def report(store: Path, out: Path, figures: bool) -> None:
     found, entropy, coordinates = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
-    turned = draw_coordinates(coordinates, drawn) if coordinates.anything else []
+    turned = draw_coordinates(coordinates) if coordinates.anything else []
     beside = [page for page, there in ((entropy_page.PAGE, coded), (coordinates_page.PAGE, turned)) if there]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
@@ -54,14 +54,16 @@ def report(store: Path, out: Path, figures: bool) -> None:
 def read(path: Path) -> tuple[list[Study], Entropy, Coordinates]:
     """The studies of the store at `path`, and what it says of entropy and coordinates.
 
-    Raises `ValueError` if there is no store, or nothing in it.
+    Models that are there for curves of doses are seen there alone, on the page of coordinates. Raises `ValueError` if
+    there is no store, or nothing in it.
     """
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty, expected a store with records")
     with Store(path, create=False) as store:
         try:
-            found = studies(store)
-            entropy, coordinates = read_entropy(store, found), read_coordinates(store, found)
+            every = studies(store)
+            found = [study for study in every if not is_dose(study.model)]
+            entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
     if not found and not entropy.anything and not coordinates.anything:

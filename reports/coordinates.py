@@ -16,7 +16,7 @@ import numpy as np
 from reports.entropy import Model
 from reports.frontier import Point, Study
 from suite.models.doses import KINDS, Dose, split_dose
-from suite.store import OutlierRow, SalienceRow, SmoothingRow, Store
+from suite.store import OutlierRow, Record, SalienceRow, SmoothingRow, Store
 
 Row = OutlierRow | SmoothingRow | SalienceRow
 FIGURES = ("kurtosis", "max_to_median", "incoherence", "dynamic_range")
@@ -106,11 +106,12 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doses:
-    """All curves of a model on one evaluation."""
+    """All curves of a model on one evaluation; `unmeasured` are the doses' cells that were skipped or failed."""
 
     base: str
     ppl_base: float | None
     curves: tuple[Curve, ...]
+    unmeasured: tuple[Record, ...]
 
     @property
     def widths(self) -> tuple[str, ...]:
@@ -163,13 +164,18 @@ class Coordinates:
                 same = [pair for pair in of_base if _comparable(pair[1], of_base[0][1])]
                 of_base = [pair for pair in of_base if pair not in same]
                 if curves := _curves(same):
-                    found.append(Doses(base=base, ppl_base=same[0][1].ppl_base, curves=curves))
+                    left = tuple(r for _, s in same for r in s.unmeasured if is_dose(r.model))
+                    found.append(Doses(base=base, ppl_base=same[0][1].ppl_base, curves=curves, unmeasured=left))
         return tuple(found)
 
     @cached_property
     def caches(self) -> tuple[Study, ...]:
         """The studies with quantized caches."""
-        return tuple(s for s in self.studies if any(np.isfinite(p.mean("cache_bytes")) for p in s.points))
+        return tuple(
+            s
+            for s in self.studies
+            if not is_dose(s.model) and any(np.isfinite(p.mean("cache_bytes")) for p in s.points)
+        )
 
     @property
     def anything(self) -> bool:
@@ -230,6 +236,16 @@ def _split(name: str) -> tuple[str, Dose | None]:
         return split_dose(name)
     except ValueError:
         return name, None
+
+
+def is_dose(model: str) -> bool:
+    """Whether a model is there for a curve of doses: it has one, and says which.
+
+    >>> [is_dose(name) for name in ("reference+outliers:norm:4", "reference+outliers", "reference")]
+    [True, False, False]
+    """
+    base, dose = _split(model)
+    return dose is not None and model != f"{base}+outliers"
 
 
 def _comparable(a: Study, b: Study) -> bool:

@@ -13,20 +13,19 @@ from reports.coordinates import (
 )
 from reports.coordinates_figures import caches_plot, doses_plot, measured_plots
 from reports.frontier import Study
-from reports.page import Drawn, heading, number
+from reports.page import heading, number
 from reports.sections import Section, render_sections
 
 PAGE = "coordinates.html"
 _PAGE = "coordinates"
 
 
-def draw_coordinates(found: Coordinates, drawn: Drawn) -> list[Section]:
+def draw_coordinates(found: Coordinates) -> list[Section]:
     """The page's sections: doses, then models, then caches; for what there is nothing of, the command that makes it."""
     taken: list[str] = []
     sections = [_of_doses(doses, _name(f"doses {doses.base}", taken)) for doses in found.doses]
     sections += [_of_model(m, _name(f"model {m.model.label}", taken)) for m in found.measured]
-    names = {id(study): name for study, name, _ in drawn}
-    sections += [_of_caches(s, _name(f"cache {names[id(s)]}", taken), list(found.studies)) for s in found.caches]
+    sections += [_of_caches(s, _name(f"cache {s.model}", taken), list(found.studies)) for s in found.caches]
     return sections + _missing(found)
 
 
@@ -41,6 +40,9 @@ def _name(text: str, taken: list[str]) -> str:
 def _of_doses(doses: Doses, name: str) -> Section:
     said = tuple((doses.base, sentence) for sentence in dose_verdicts(doses))
     note = f"Unquantized perplexity {number(doses.ppl_base)} at every dose. The newest records of every recipe."
+    if doses.unmeasured:
+        reasons = dict.fromkeys(f"{r.method} {r.status}, {r.reason or 'no reason given'}" for r in doses.unmeasured)
+        note += f" {len(doses.unmeasured)} without a result: {'; '.join(reasons)}."
     return Section(page=_PAGE, name=name, model=doses.base, heading=f"Doses of outliers, {doses.base}", note=note,
                    plots=(doses_plot(doses),), verdicts={"doses": said})  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pages import can_be_heard, parsed, refers_to_itself, stands_alone
-from synthetic import cached_records, coordinate_rows, fill, outlier_row, record
+from synthetic import cached_records, coordinate_rows, dosed_records, fill, outlier_row, record
 
 from reports.command import read, report
 from reports.coordinates_page import draw_coordinates, render_coordinates
@@ -19,9 +19,12 @@ from suite.store import Store
 
 
 def sections_of(path):
-    found, _, coordinates = read(path)
-    named = [(study, f"study-{i}" if i else "tiny", []) for i, study in enumerate(found)]  # without their own figures
-    return draw_coordinates(coordinates, named) if coordinates.anything else []
+    coordinates = read(path)[2]
+    return draw_coordinates(coordinates) if coordinates.anything else []
+
+
+def test_models_of_doses_are_on_no_other_page(coordinates_path):
+    assert [study.model for study in read(coordinates_path)[0]] == ["tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,13 @@ def test_odd_doses_do_not_break_figures(changes, tmp_path):
                         recipe=RECIPE.replace("bits=4)))", "bits=8)))")))  # fmt: skip
     for plot in (p for s in drawn_of(tmp_path / "s.db", doses) for p in s.plots):
         assert png(plot, dpi=20).startswith(b"\x89PNG")
+
+
+def test_cells_of_doses_without_a_result_are_named(tmp_path):
+    doses = [*dosed_records(), record(cell="x", model="tiny+outliers:norm:2", model_sha256="x", method="spinquant",
+                                      status="failed", reason="ValueError: 7 <b>", kl=None)]  # fmt: skip
+    html = render_coordinates(drawn_of(tmp_path / "s.db", doses), beside_report=True)
+    assert "1 without a result: spinquant failed, ValueError: 7 &lt;b&gt;." in html
 
 
 def test_one_cache_of_no_divergence_is_drawn(tmp_path):
