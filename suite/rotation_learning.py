@@ -88,8 +88,9 @@ def transform_of(recipe: Recipe) -> LearnedRotations:
 
 def _nearest(target: Target) -> Target:
     grid = target.grid
-    searched = isinstance(grid, Integer) and isinstance(grid.clip, ShrinkSearch | OutputSearch)
-    return Target(replace(grid, clip=None) if searched else grid)
+    if isinstance(grid, Integer) and isinstance(grid.clip, ShrinkSearch | OutputSearch):
+        return Target(replace(grid, clip=None))
+    return Target(grid)
 
 
 def learn(network: "Network", rows: torch.Tensor, how: LearnedRotations, seed: int) -> tuple[Turn, torch.Tensor]:
