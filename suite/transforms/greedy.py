@@ -12,7 +12,8 @@ instead of at every step, and takes for d the *row* of the largest value, modulo
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from functools import lru_cache
+from itertools import count, islice
 from typing import Literal
 
 import torch
@@ -51,7 +52,20 @@ def swapped(R: torch.Tensor, d: int) -> torch.Tensor:
 
 def draws(block: int, seed: int, exchange: str) -> Iterator[torch.Tensor]:
     """R Q (block, block), float64, of one step after the other, which follow from the seed alone."""
-    generator, R = torch.Generator().manual_seed(seed), even_row(block)
+    done, more = _drawn(block, seed, exchange)
+    for i in count():
+        if i == len(done):
+            done.append(next(more))
+        yield done[i]
+
+
+@lru_cache(maxsize=1)  # 32 MiB at the published sizes: the map that is restored next is the one just searched for
+def _drawn(block: int, seed: int, exchange: str) -> tuple[list[torch.Tensor], Iterator[torch.Tensor]]:
+    return [], _drawing(block, torch.Generator().manual_seed(seed), exchange)
+
+
+def _drawing(block: int, generator: torch.Generator, exchange: str) -> Iterator[torch.Tensor]:
+    R = even_row(block)
     while True:
         drawn = torch.cat([R[:, :1], R[:, 1:] @ random_orthogonal(block - 1, generator)], dim=1)
         yield drawn
