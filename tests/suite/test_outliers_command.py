@@ -70,6 +70,19 @@ def test_outliers_of_a_norms_gain_leave_rotated_coordinates_as_they_were(llama, 
         assert rotated[row.layer, "inputs"].max_to_median < row.max_to_median / 4
 
 
+@pytest.mark.parametrize("method", ["quarot", "duquant"])
+def test_in_the_coordinates_of_rotations_no_outliers_are_left(method, llama, inputs):
+    bench = bench_of(f"{llama}+outliers:256", inputs)
+    before, after = (
+        {r.layer: r for r in measure_outliers(bench, name, ORIGIN).outliers if r.tensor == "inputs"}
+        for name in ("none", method)
+    )
+    assert len(before) == len(after) == 3 * 4 and all(r.normal for r in before.values())
+    for layer, row in after.items():
+        assert (row.coordinates, row.normal, row.massive) == (method, 0, 0)
+        assert row.dynamic_range < before[layer].dynamic_range / 2, layer
+
+
 def outliers(monkeypatch, folder, *arguments):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["bitfrontier", "outliers", *map(str, arguments)])
