@@ -98,7 +98,7 @@ def learn(network: "Network", rows: torch.Tensor, how: LearnedRotations, seed: i
 
     `rows` (n, length) are dealt out by `seed`, all of them before any comes again.
     """
-    Rs, losses_nats = start(network.checkpoint, how, seed), []
+    Rs, losses_nats = start(network.checkpoint, how, seed), list[float]()
     step = descend if how.solver == "exact" else fixed_point
     for number, batch in enumerate(batches(rows, how.steps, generator_for(seed, "rows"))):
         leaves = [R.to(network.checkpoint.dtype, copy=True).requires_grad_(True) for R in Rs]
@@ -107,17 +107,17 @@ def learn(network: "Network", rows: torch.Tensor, how: LearnedRotations, seed: i
             gradients = torch.autograd.grad(loss, leaves)
         rate = how.rate * 0.5 * (1 + cos(pi * number / how.steps))
         Rs = [step(R, G.double(), rate) for R, G in zip(Rs, gradients, strict=True)]
-        losses_nats.append(loss.detach().double())
+        losses_nats.append(float(loss.detach()))
     if how.solver != "exact":
         Rs = [polar(R) for R in Rs]
-    return Turn(Rs[0], tuple(Rs[1:]) or None), torch.stack(losses_nats)
+    return Turn(Rs[0], tuple(Rs[1:]) or None), torch.tensor(losses_nats, dtype=torch.float64)
 
 
 def batches(rows: torch.Tensor, steps: int, generator: torch.Generator) -> list[torch.Tensor]:
     """`steps` batches (<= ROWS, length) of rows (n, length), in an order that is drawn anew for each pass."""
-    wanted = steps * min(ROWS, len(rows))
-    passes = [torch.randperm(len(rows), generator=generator) for _ in range(-(-wanted // len(rows)))]
-    return [rows[part] for part in torch.cat(passes)[:wanted].split(min(ROWS, len(rows)))]
+    size = min(ROWS, len(rows))
+    passes = [torch.randperm(len(rows), generator=generator) for _ in range(-(-steps * size // len(rows)))]
+    return [rows[part] for part in torch.cat(passes).split(size)[:steps]] if steps else []
 
 
 def start(checkpoint: Checkpoint, how: LearnedRotations, seed: int) -> list[torch.Tensor]:

@@ -152,6 +152,14 @@ def test_recipes_that_share_what_is_learned_on_share_the_rotations(llama, rows, 
         learn_rotations(checkpoint, four, tokens, seed=1, threads=1)
 
 
+def test_no_steps_leave_the_rotations_that_were_drawn(llama, rows):
+    how = LearnedRotations(steps=0)
+    network = Network.of(load_model(str(llama)), Recipe(transforms=(how,), activations=A4))
+    turn, losses_nats = learn(network, rows, how, 3)
+    begun = start(network.checkpoint, how, 3)
+    assert all(map(torch.equal, (turn.matrix, *turn.heads), begun)) and losses_nats.shape == (0,)
+
+
 def test_heads_are_left_alone_where_they_are_not_learned(llama, rows):
     recipe = Recipe(transforms=(LearnedRotations(steps=1, heads=False),), activations=A4)
     turn = learn_rotations(
