@@ -2,8 +2,8 @@
 
 Liu, Zhao, Fedorov, Soran, Choudhary, Krishnamoorthi, Chandra, Tian, Blankevoort 2024, "SpinQuant: LLM Quantization with
 Learned Rotations", arXiv:2405.16406. R1 of the residual stream and R2 of every block's values are learned
-(`suite/rotation_learning.py`); R4, a Hadamard matrix on the down projection's input, is there at run time, and R3, the
-same on queries and keys, where the cache is quantized; `online=False` leaves both out (the paper's "no had"). Defaults
+(`suite/rotation_learning.py`); R3 and R4, Hadamard matrices on queries and keys and on the down projection's input, are
+there at run time unless `online=False` (the paper's "no had"); R3 shows where the cache is quantized. Defaults
 are the release's: GPTQ with 1% damping, a scale per output channel, symmetric, its range searched; inputs per token,
 asymmetric. `activation_bits=None` quantizes weights alone, and the rotations are then learned on them.
 
@@ -20,7 +20,7 @@ from suite.kv_cache.target import CacheGrid, CacheTarget
 from suite.methods.method import Method
 from suite.recipe import Recipe, Rounding, Target
 from suite.rounding import Feedback, Nearest, Qronos
-from suite.transforms import LearnedRotations, RotateHeads, RotateInputs
+from suite.transforms import LearnedRotations, RotateHeads, RotateInputs, RotateKeys
 
 _ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
 _LEARNING = ("steps", "rate", "kind", "solver", "gradient")
@@ -44,11 +44,11 @@ def build(
     how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
     grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
     return Recipe(
-        transforms=(learned, *([RotateHeads()] if heads else []), *([RotateInputs()] if online else [])),
+        transforms=(learned, *([RotateHeads()] if heads else []), *([RotateInputs(), RotateKeys()] if online else [])),
         weights=Target(grid, how),
         activations=None if activation_bits is None else Target(_per_token(activation_bits)),
         inputs="original" if rounding == "rtn" else "quantized",
-        cache=None if cache_bits is None else _cache(cache_bits, online),
+        cache=None if cache_bits is None else _cache(cache_bits),
     )
 
 
@@ -56,9 +56,9 @@ def _per_token(bits: int) -> Integer:
     return Integer(bits=bits, group="row", convention="asymmetric", scale_bits=32)
 
 
-def _cache(bits: int, rotate: bool) -> CacheTarget:
-    grid = Integer(bits=bits, group="row")
-    return CacheTarget(keys=CacheGrid(grid=grid, rotate=rotate), values=CacheGrid(grid=grid))
+def _cache(bits: int) -> CacheTarget:
+    side = CacheGrid(grid=Integer(bits=bits, group="row"))
+    return CacheTarget(keys=side, values=side)
 
 
 def _rounding(name: str, options: dict[str, Any]) -> Rounding:

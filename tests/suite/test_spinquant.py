@@ -208,13 +208,13 @@ def test_ranges_are_those_of_the_groups():
 
 def test_the_methods_options():
     plain = SPINQUANT.recipe(bits=4)
-    assert [transform.place for transform in plain.transforms] == ["residual", "online"]
+    assert [transform.place for transform in plain.transforms] == ["residual", "online", "keys"]
     assert plain.cache is None and plain.inputs == "quantized"
     cached = SPINQUANT.recipe(bits=4, cache_bits=3, activation_bits=None)
-    assert (cached.cache.bits, cached.cache.keys.rotate, cached.cache.values.rotate) == (3, True, False)
+    assert (cached.cache.bits, cached.held_cache.keys.rotate, cached.held_cache.values.rotate) == (3, True, False)
     assert cached.activations is None
     offline = SPINQUANT.recipe(bits=4, cache_bits=3, online=False, rounding="rtn", steps=7)
-    assert offline.transforms == (LearnedRotations(steps=7),) and not offline.cache.keys.rotate
+    assert offline.transforms == (LearnedRotations(steps=7),) and not offline.held_cache.keys.rotate
     assert offline.inputs == "original"
     assert RotateHeads() in SPINQUANT.recipe(bits=4, heads=True).transforms
     with pytest.raises(ValueError, match="rounding 'ldlq': expected one of gptq, qronos, rtn"):
