@@ -26,7 +26,7 @@ from torch import nn
 from suite.blockwise import QuantizedBlock
 from suite.export import FORMAT, TOKENIZER, block_tensors, copy_small, rest_of
 from suite.kv_cache.codec import named_tables
-from suite.models.checkpoint import SHIPPED, Checkpoint
+from suite.models.checkpoint import Checkpoint, is_shipped, place_of
 from suite.quantized import Quantized
 from suite.store import VOLATILE, LayerRecord, Record
 from suite.transforms import map_header
@@ -107,8 +107,9 @@ def holds_packed(path: Path) -> bool:
 
 def check_places(save: Path | None, export: Path | None, model: str) -> None:
     """Raise `ValueError` for output directories that are the model's own, each other's, or of the other format."""
+    own = Path(place_of(model)[0])
     for path in filter(None, (save, export)):
-        if path.is_dir() and Path(model).is_dir() and path.samefile(model):
+        if path.is_dir() and own.is_dir() and path.samefile(own):
             raise ValueError(f"cannot write {path}: the model itself is there")
     if save is not None and save == export:
         raise ValueError(f"cannot write {save}: asked for both the packed and the dequantized model")
@@ -193,8 +194,11 @@ class Packing:
         """Tokenizer, the base model's place, and what was measured."""
         about.mkdir(exist_ok=True)
         copy_small(self._checkpoint.path, about, TOKENIZER)
-        name = self._checkpoint.name
-        base = name if name in SHIPPED or not Path(name).is_dir() else str(Path(name).resolve())
+        base = self._checkpoint.name
+        place, dose = place_of(base)
+        if not is_shipped(base) and Path(place).is_dir():
+            place = str(Path(place).resolve())
+            base = place if dose is None else dose.name(place)
         measured = {key: value for key, value in asdict(record).items() if key not in VOLATILE}
         provenance = {"base": base, "record": measured, "layers": [asdict(layer) for layer in layers]}
         (about / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf8")

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from suite.models.architecture import Architecture, architecture_of, weight_of
-from suite.models.doses import split_dose
+from suite.models.doses import Dose, split_dose
 from suite.models.files import FLOATS, Stored, index_of, read_tensor, weight_files
 from suite.models.outliers import OutlierDial
 from suite.models.turn import Turn, turn_embedding, turn_state
@@ -37,12 +37,19 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> "Checkpoint"
     both, FACTOR a power of two to 256; 64-fold outliers of both kinds by default. Raises `ValueError` in one line for
     anything that is not a readable checkpoint of a supported architecture.
     """
-    shipped = is_shipped(name)
-    base, dose = split_dose(name) if shipped or not Path(name).is_dir() else (name, None)
-    path = REFERENCE if shipped else Path(base)
+    base, dose = place_of(name)
+    path = REFERENCE if is_shipped(name) else Path(base)
     if not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("."):
         path = _download(base)
     return Checkpoint.open(path, name=name.rstrip("/"), dial=OutlierDial.of(dose), dtype=dtype)
+
+
+def place_of(name: str) -> tuple[str, Dose | None]:
+    """What comes before the dose in a model's name, a directory for instance, and the dose, None without one.
+
+    A directory of that very name is the model itself. Raises `ValueError` for a suffix that is no dose.
+    """
+    return (name, None) if Path(name).is_dir() and not is_shipped(name) else split_dose(name)
 
 
 def is_shipped(name: str) -> bool:

@@ -449,13 +449,25 @@ def test_options_that_do_not_apply_end_with_one_line(words, saved, inputs, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dialed_model_is_found_again_from_elsewhere(llama, inputs, tmp_path, monkeypatch):
+    shutil.copytree(llama, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    (written,) = engine.run("model+outliers:linear:16", methods=["rtn"], bits=[4], **inputs, store="a.db", jobs=1,
+                     save=tmp_path / "out")  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (found,) = engine.run(str(tmp_path / "out"), **inputs, store="b.db", jobs=1)
+    assert found.kl == written.kl and found.fallbacks == ()
+
+
+@pytest.mark.parametrize("dose", ["", "+outliers"])
 @pytest.mark.parametrize("option", ["--save", "--export"])
-def test_a_model_is_not_overwritten_with_its_own_output(option, llama, inputs, tmp_path, monkeypatch, capfd):
+def test_a_model_is_not_overwritten_with_its_own_output(option, dose, llama, inputs, tmp_path, monkeypatch, capfd):
     copy = shutil.copytree(llama, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
-    err = refused([copy, "--methods", "rtn", "--bits", 4, option, "model", "--calibration", inputs["calibration"],
-                   "--evaluation", inputs["evaluation"]], monkeypatch, capfd)  # fmt: skip
+    err = refused([f"{copy}{dose}", "--methods", "rtn", "--bits", 4, option, "model", "--calibration",
+                   inputs["calibration"], "--evaluation", inputs["evaluation"]], monkeypatch, capfd)  # fmt: skip
     assert "cannot write model: the model itself is there" in err and tree(tmp_path) == before
 
 
