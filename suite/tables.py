@@ -110,16 +110,16 @@ def print_places(setting: Setting, records: Sequence[Record]) -> None:
 
 def _table(ran: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    seeds = len({r.seed for r in ran}) > 1
-    caches = any(r.cache_bytes is not None for r in ran)
-    seed, cache = ["seed"] if seeds else [], ["cache, KiB"] if caches else []
-    for name in ("method", "bits", *seed, "true bits", "coded", "MiB", *cache, "perplexity", "KL, nats", "top-1"):
+    seeds, rates, caches = (len({r.seed for r in ran}) > 1, any(r.bpw is not None for r in ran),
+                            any(r.cache_bytes is not None for r in ran))  # fmt: skip
+    beside = ["seed"] * seeds + ["true bits", "coded"] * rates + ["MiB"] + ["cache, KiB"] * caches
+    for name in ("method", "bits", *beside, "perplexity", "KL, nats", "top-1"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for r in ran:
-        size = None if r.model_bytes is None else r.model_bytes / 2**20
+        size, held = (None if n is None else n / unit for n, unit in ((r.model_bytes, 2**20), (r.cache_bytes, 2**10)))
         table.add_row(
-            r.method, f"{r.bits:g}", *([str(r.seed)] if seeds else []), number(r.bpw), number(r.bpw_coded),
-            number(size, 3), *([number(r.cache_bytes and r.cache_bytes / 2**10, 4)] if caches else []),
+            r.method, f"{r.bits:g}", *[str(r.seed)] * seeds, *[number(r.bpw), number(r.bpw_coded)] * rates,
+            number(size, 3), *[number(held)] * caches,
             _with_error(r.ppl, r.ppl_se, 4), _with_error(r.kl, r.kl_se, 3),
             "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
         )  # fmt: skip
