@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from suite.store import OutlierRow, Record
 
 _COORDINATES = "none,smoothquant,hadamard,orthogonal,quarot,spinquant,duquant"  # `suite.outliers.COORDINATES`
-_METHODS = "rtn,smoothquant,quarot,spinquant,duquant"
+_METHODS = "rtn,smoothquant,duquant,quarot,spinquant"
 _BITS = 4  # of weights, at every dose
 
 
@@ -210,8 +210,10 @@ def run_doses(
 
         for name in names:
             for bits in activation_bits:
-                records = engine.run(name, methods=methods, bits=[_BITS], activation_bits=bits, **options,
+                # the last named take longest: begun first, they leave no process idle at the end
+                records = engine.run(name, methods=methods[::-1], bits=[_BITS], activation_bits=bits, **options,
                                      on_plan=on_plan, on_done=bar.advance)  # fmt: skip
+                records.sort(key=lambda record: methods.index(record.method))
                 found[name] += [Dosed(bits, record) for record in records]
     return found
 
