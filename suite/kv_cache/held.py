@@ -59,16 +59,20 @@ class Side:
         return cls(target, form, codec_of(form, learned, heads, head_dim), rotary)
 
     def encode(self, x: torch.Tensor, first: int) -> Encoded:
-        """Tokens (rows, n, heads, d) at places `first` on."""
+        """Tokens (rows, n, heads, d) at places `first` on; in float64, or else float32."""
+        x = x if x.dtype == torch.float64 else x.float()
         if self.rotary is not None:
             x = self.rotary.undo(x, torch.arange(first, first + x.shape[1]))
         return self.codec.encode(hadamard_transform(x) if self.form.rotate else x)
 
     def decode(self, encoded: Encoded, first: int, dtype: torch.dtype) -> torch.Tensor:
         """What is read back (rows, n, heads, d)."""
-        x = self.codec.decode(encoded).to(dtype)
+        x = self.codec.decode(encoded)
+        x = x.double() if dtype == torch.float64 else x
         x = hadamard_transform(x, inverse=True) if self.form.rotate else x
-        return x if self.rotary is None else self.rotary.apply(x, torch.arange(first, first + x.shape[1]))
+        if self.rotary is not None:
+            x = self.rotary.apply(x, torch.arange(first, first + x.shape[1]))
+        return x.to(dtype)
 
 
 @dataclass(frozen=True)
