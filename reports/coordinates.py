@@ -25,7 +25,7 @@ PLAIN = "rtn"
 ROTATIONS = ("quarot", "spinquant", "duquant")  # what the claim about doses is about
 CLAIM_DOSE = Dose("linear", 64)
 CLAIM_RATIO = 0.5  # "each rotation method's KL below half of plain's"
-_WIDTH = re.compile(r"\bactivations=Target\(\w+\(.*?\bbits=(\d+)")
+_WIDTH = re.compile(r"\bactivations=Target\(Integer\(bits=(\d+)")  # which a recipe's text begins with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,9 +274,11 @@ def _once(points: Iterable[Dosed]) -> list[Dosed]:
 
 
 def width_of(point: Point) -> str:
-    """As in W4A8; empty where weights or inputs are not quantized to so many bits."""
+    """As in W4A8, and whether the cache is quantized too; empty where weights or inputs are not in so many bits."""
     found = _WIDTH.search(point.recipe)
-    return "" if found is None or point.bits is None else f"W{point.bits:g}A{found[1]}"
+    if found is None or point.bits is None:
+        return ""
+    return f"W{point.bits:g}A{found[1]}" + (" and the cache" if re.search(r"\bcache=", point.recipe) else "")
 
 
 def ratio(above: Dosed, below: Dosed) -> tuple[float, float]:

@@ -90,7 +90,8 @@ def test_a_model_without_doses_has_no_curve(tmp_path):
     ("recipe", "width"),
     [
         ("Recipe(weights=Target(Integer(bits=4)), activations=Target(Integer(bits=8, group='row')))", "W4A8"),
-        ("Recipe(activations=Target(Integer(group='row', bits=6)), weights=Target(Integer(bits=4)))", "W4A6"),
+        ("Recipe(activations=Target(Integer(bits=4)), cache=CacheTarget(keys=Integer(bits=2)))", "W4A4 and the cache"),
+        ("Recipe(activations=Target(NVFP4), cache=CacheTarget(keys=Integer(bits=2)))", ""),
         ("Recipe(weights=Target(Integer(bits=4)))", ""),
         ("Recipe(weights=Target(Integer(bits=4)), cache=CacheTarget(keys=Integer(bits=2)))", ""),
     ],

@@ -1,7 +1,11 @@
 """The names that figures go by are those of the methods."""
 
-from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK
-from suite.methods import METHODS
+import pytest
+
+from reports.coordinates import width_of
+from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Point
+from suite.methods import METHODS, method_named
+from suite.recipe import with_activations
 from suite.rounding import Feedback, Qronos
 
 
@@ -18,3 +22,10 @@ def test_methods_are_sorted_by_what_they_minimize():
     fed_back = {name for name, rounding in roundings.items()
                 if isinstance(getattr(rounding, "feedback", rounding), Feedback | Qronos)}  # fmt: skip
     assert set(FEEDBACK) == fed_back
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["rtn", "smoothquant", "quarot", "spinquant", "duquant"])
+def test_widths_of_doses_are_read_from_real_recipes(name, bits):
+    recipe = str(with_activations(method_named(name).recipe(bits=4), bits))
+    assert width_of(Point(name, recipe, 4.0, ())) == f"W4A{bits}"
