@@ -11,6 +11,8 @@ asymmetric. `activation_bits=None` quantizes weights alone, and the rotations ar
 
 The release rounds the output projection's inputs head by head, which makes up for the rotation across heads that
 QuaRot has and SpinQuant has not; here they are rounded per token like all others, and `heads=True` adds that rotation.
+It decides where outliers sit in values: KL at 4 bits on reference+outliers is 0.538 for QuaRot, 0.582 without, 0.408
+with it (standard error 0.03); on the reference, 0.0366 for QuaRot and 0.0338 without it.
 """
 
 from typing import Any, Literal
