@@ -22,7 +22,7 @@ from suite.kv_cache.target import CacheGrid, CacheTarget
 from suite.methods.method import Method
 from suite.recipe import Recipe, Rounding, Target
 from suite.rounding import Feedback, Nearest, Qronos
-from suite.transforms import LearnedRotations, RotateHeads, RotateInputs, RotateKeys
+from suite.transforms import LearnedRotations, RotateHeads, RotateInputs, RotateKeys, Transform
 
 _ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
 _LEARNING = ("steps", "rate", "kind", "solver", "gradient")
@@ -45,8 +45,10 @@ def build(
     learned = LearnedRotations(**{name: options.pop(name) for name in _LEARNING if name in options})
     how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
     grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
+    across: tuple[Transform, ...] = (RotateHeads(),) if heads else ()
+    at_run_time: tuple[Transform, ...] = (RotateInputs(), RotateKeys()) if online else ()
     return Recipe(
-        transforms=(learned, *([RotateHeads()] if heads else []), *([RotateInputs(), RotateKeys()] if online else [])),
+        transforms=(learned, *across, *at_run_time),
         weights=Target(grid, how),
         activations=None if activation_bits is None else Target(_per_token(activation_bits)),
         inputs="original" if rounding == "rtn" else "quantized",
