@@ -108,7 +108,8 @@ class QuantizedLayer(CacheLayerMixin):
     def _versions(self, shown: list[tuple[_Rows, Shown]], like: torch.Tensor) -> Versions:
         """All rows side by side, zeros where there is padding."""
         _, heads, _, d = like.shape
-        exact, rounded = (like.new_zeros(self._rows, self._columns, heads, d) for _ in range(2))
+        rounded = like.new_zeros(self._rows, self._columns, heads, d)
+        exact = rounded if all(one.exact is one.rounded for _, one in shown) else torch.zeros_like(rounded)
         since = torch.zeros(self._rows, self._columns, dtype=torch.int64)
         padding = torch.zeros(self._rows, dtype=torch.int64)
         for group, one in shown:
@@ -116,7 +117,8 @@ class QuantizedLayer(CacheLayerMixin):
             exact[group.rows, columns], rounded[group.rows, columns] = one.exact, one.rounded
             since[group.rows, columns] = one.since + group.padding
             padding[group.rows] = group.padding
-        return Versions(exact.transpose(1, 2), rounded.transpose(1, 2), since, padding)
+        seen = rounded.transpose(1, 2)
+        return Versions(seen if exact is rounded else exact.transpose(1, 2), seen, since, padding)
 
     def _each(self) -> list[Held]:
         return [held for group in self._groups for held in (group.keys, group.values) if held is not None]

@@ -39,7 +39,8 @@ class OneShot:
         shown, n_bytes = entering(side, states.transpose(1, 2))
         self._n_bytes += n_bytes
         rows, n = len(states), states.shape[2]
-        exact, rounded = shown.exact.transpose(1, 2), shown.rounded.transpose(1, 2)
+        rounded = shown.rounded.transpose(1, 2)
+        exact = rounded if shown.exact is shown.rounded else shown.exact.transpose(1, 2)
         return Versions(exact, rounded, shown.since.expand(rows, n), torch.zeros(rows, dtype=torch.int64))
 
 

@@ -203,7 +203,8 @@ class Held:
         if shown.fresh is not None:
             fresh = Packed.of(shown.fresh)
             packed = fresh if packed is None else packed.followed_by(fresh)
-        return Held(shown.sinks, packed, shown.n_packed, shown.waiting), shown
+        waiting = shown.waiting.clone()  # not a part of a larger tensor, which would be held with it
+        return Held(shown.sinks, packed, shown.n_packed, waiting), shown
 
     def cut(self, side: Side, tokens: int) -> "Held":
         """The first `tokens` alone; `ValueError` where some would be held exactly that are rounded already."""
@@ -227,7 +228,7 @@ class Shown:
     fresh: Encoded | None
     n_packed: int
     waiting: torch.Tensor
-    exact: torch.Tensor  # (rows, n, heads, d), all tokens that are in
+    exact: torch.Tensor  # (rows, n, heads, d), all tokens that are in; `rounded` itself where none is seen otherwise
     rounded: torch.Tensor
     since: torch.Tensor  # (n,)
 
@@ -246,9 +247,10 @@ def _enter(side: Side, held: Held, x: torch.Tensor) -> Shown:
         parts.append(side.decode(held.packed.unpack(), sinks.shape[1], dtype))
     fresh = side.encode(waiting[:, :leaving], start) if leaving else None
     new = side.decode(fresh, start, dtype) if fresh is not None else waiting[:, :0]
+    rounded = torch.cat([*parts, new, waiting[:, leaving:]], dim=1)
     return Shown(
         sinks=sinks, fresh=fresh, n_packed=n_packed, waiting=as_exact(waiting[:, leaving:], bits),
-        exact=torch.cat([*parts, waiting], dim=1), rounded=torch.cat([*parts, new, waiting[:, leaving:]], dim=1),
+        exact=torch.cat([*parts, waiting], dim=1) if target.window else rounded, rounded=rounded,
         since=target.since(side.form, torch.arange(start + waiting.shape[1])),
     )  # fmt: skip
 
