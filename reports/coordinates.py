@@ -320,10 +320,15 @@ def _norm_claim(doses: Doses, width: str) -> str:
     kept, moved = [], []
     for method in ROTATIONS:
         curve = _curve(doses, width, method)
-        values = [d.kl for d in curve.of("norm")] if curve else []
-        if len(values) > 1 and values[0] > 0:
-            apart = max(abs(v / values[0] - 1) for v in values)
-            (kept if apart == 0 else moved).append(method if apart == 0 else f"{method} by up to {100 * apart:.2g}%")
+        first, *others = (curve.of("norm") if curve else []) or [None]
+        if first is None or not others or not first.kl > 0:
+            continue
+        furthest = max(others, key=lambda d: abs(d.kl - first.kl))
+        apart, noise = abs(furthest.kl - first.kl), float(np.hypot(furthest.error, first.error))
+        errors = f" ({apart / noise:.2g} standard errors)" if noise else ""
+        (moved if apart else kept).append(
+            f"{method} by up to {100 * apart / first.kl:.2g}%{errors}" if apart else method
+        )
     if not kept + moved:
         return ""
     text = f"{width}, kind norm, which folding of the gain undoes: "
