@@ -17,7 +17,7 @@ from suite.models.architecture import Site, linear, weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site
 from suite.models.turn import turn_back, turn_columns, turn_heads, turn_rows, values_site
-from suite.outside import UnsupportedError
+from suite.outside import UnsupportedError, supported
 from suite.quantize import generator_for, output_error, quantize_layer, relative_errors, squared_error
 from suite.quantized import Quantized
 from suite.recipe import Recipe
@@ -95,10 +95,7 @@ def quantize_block(
         done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
     if recipe.held_cache is not None:
-        try:
-            evaluate_through(block, checkpoint.config, recipe.held_cache, tables)
-        except ValueError as error:
-            raise UnsupportedError(str(error)) from error
+        supported(evaluate_through, block, checkpoint.config, recipe.held_cache, tables)
     for site in architecture.sites:
         first = site.layers[0]
         there, cross = coordinates.statistics[first], None
@@ -160,7 +157,7 @@ def transform_block(
     for number, transform in enumerate(recipe.transforms):
         if transform.place == "heads":
             generator = generator_for(seed, f"{checkpoint.architecture.full_name(i, 'values')}/{number}")
-            _rotate_values(checkpoint, block, found, transform.fit(checkpoint.head_dim, generator))
+            _rotate_values(checkpoint, block, found, supported(transform.fit, checkpoint.head_dim, generator))
         for site in checkpoint.architecture.sites:
             name = checkpoint.architecture.full_name(i, site.layers[0])
             if transform.place == "fold" and site.kind in transform.sources:
@@ -169,16 +166,16 @@ def transform_block(
             elif transform.place == "online" and any(layer.endswith(transform.sites) for layer in site.layers):
                 weights = [linear(block, layer).weight for layer in site.layers]
                 generator = generator_for(seed, f"{name}/{number}")
-                for m in transform.fit(weights, found.statistics[site.layers[0]], generator):
+                for m in supported(transform.fit, weights, found.statistics[site.layers[0]], generator):
                     _map_site(block, site, found, m)
             elif transform.place == "across" and site.grouped:
                 heads = int(checkpoint.config.num_attention_heads)
                 if linear(block, site.layers[0]).in_features != heads * checkpoint.head_dim:
                     raise UnsupportedError("heads are rotated before their channels are expanded, not after")
-                for m in transform.fit(heads, checkpoint.head_dim):
+                for m in supported(transform.fit, heads, checkpoint.head_dim):
                     _map_site(block, site, found, m)
         if transform.place == "keys" and recipe.cache is None:
-            rotate_keys(block, checkpoint.config, transform.fit(checkpoint.head_dim))
+            rotate_keys(block, checkpoint.config, supported(transform.fit, checkpoint.head_dim))
         watch(number, found)
     for site in checkpoint.architecture.sites:
         map_inputs(block, site, found.maps.get(site.layers[0], ()))

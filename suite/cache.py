@@ -4,12 +4,14 @@
 not been used for longest go first, those in use by this process never.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +33,34 @@ def keep(description: str, make: Callable[[Path], None]) -> Path:
     entry = cache_root() / hashlib.sha256(description.encode()).hexdigest()[:32]
     _GIVEN.add(entry)
     if not entry.is_dir():
-        beside = Path(tempfile.mkdtemp(prefix="new-", dir=entry.parent))
-        try:
-            make(beside)
-            (beside / "description.txt").write_text(description + "\n")
-            beside.rename(entry)
-        except OSError:
-            if not entry.is_dir():  # else another process was faster, and made the same
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with _alone_with(entry):
+            if not entry.is_dir():  # else another process has just made the same
+                _make(entry, description, make)
         _prune(entry.parent)
     os.utime(entry)
     return entry
+
+
+@contextmanager
+def _alone_with(entry: Path) -> Iterator[None]:
+    """Wait until no other process is making this entry; the lock goes with the process that holds it."""
+    lock = entry.with_suffix(".lock")
+    with lock.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _make(entry: Path, description: str, make: Callable[[Path], None]) -> None:
+    beside = Path(tempfile.mkdtemp(prefix="new-", dir=entry.parent))
+    try:
+        make(beside)
+        (beside / "description.txt").write_text(description + "\n")
+        beside.rename(entry)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def keep_array(description: str, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ head's H is that of the final norm's output. In a tied model the quantized embed
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,9 +16,19 @@ from suite.quantize import generator_for, quantize_layer
 from suite.quantized import Quantized
 from suite.recipe import Recipe
 
+T = TypeVar("T")
+
 
 class UnsupportedError(Exception):
     """A combination that makes no sense on this model; its text is the reason of a skipped record."""
+
+
+def supported(make: Callable[..., T], *arguments: Any) -> T:
+    """What `make` gives; its `ValueError`, for sizes that this model has, as an `UnsupportedError`."""
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
 
 
 def quantize_embedding(checkpoint: Checkpoint, recipe: Recipe, seed: int) -> dict[str, Quantized]:

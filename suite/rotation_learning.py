@@ -172,7 +172,7 @@ class Network:
                 for layer in site.layers:
                     target = self.recipe.target_of(self.checkpoint.architecture.full_name(i, layer))
                     state[f"{layer}.weight"] = self._weights(state[f"{layer}.weight"], site, target)
-            hidden = functional_call(block, state, (hidden,), self.checkpoint._arguments(i, hidden))
+            hidden = functional_call(block, state, (hidden,), self.checkpoint.arguments(i, hidden))
         return self.checkpoint.logits(hidden @ R1.T)
 
     def _weights(self, W: torch.Tensor, site: Site, target: Target | None) -> torch.Tensor:

@@ -1,7 +1,10 @@
 """The coordinates of the residual stream that a recipe asks for, drawn or learned, and the model in them."""
 
+from functools import partial
+
 from suite.models.checkpoint import Checkpoint
 from suite.models.turn import Turn
+from suite.outside import supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe
 from suite.rotation_learning import learn_rotations
@@ -14,8 +17,8 @@ def turned_for(
 ) -> Checkpoint:
     """The checkpoint in the recipe's residual coordinates: itself where there is none asked for.
 
-    What is outside the blocks is rounded to the types it is stored in, unless it is to be `exact`. Raises `ValueError`
-    where there is no rotation of its size.
+    What is outside the blocks is rounded to the types it is stored in, unless it is to be `exact`. Raises
+    `UnsupportedError` where there is no rotation of its size.
     """
     turn = turn_for(checkpoint, recipe, calibration, seed=seed, threads=threads)
     return checkpoint if turn is None else checkpoint.turned(turn, exact=exact)
@@ -26,8 +29,10 @@ def turn_for(checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, see
     turn: Turn | None = None
     for number, transform in enumerate(recipe.transforms):
         if isinstance(transform, LearnedRotations):
-            turn = learn_rotations(checkpoint, recipe, calibration, seed=seed, threads=threads)
+            learning = partial(learn_rotations, seed=seed, threads=threads)
+            turn = supported(learning, checkpoint, recipe, calibration)
         elif isinstance(transform, RotateResidual):
-            matrix = transform.fit(int(checkpoint.config.hidden_size), generator_for(seed, f"residual/{number}"))
+            generator = generator_for(seed, f"residual/{number}")
+            matrix = supported(transform.fit, int(checkpoint.config.hidden_size), generator)
             turn = Turn(matrix if turn is None else turn.matrix @ matrix)
     return turn

@@ -290,13 +290,13 @@ class Checkpoint:
     @torch.no_grad()
     def run(self, i: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (rows, length, hidden) through `block`, in the place of block `i`; a new tensor."""
-        return torch.cat([block(part, **self._arguments(i, hidden)) for part in self.row_parts(hidden)])
+        return torch.cat([block(part, **self.arguments(i, hidden)) for part in self.row_parts(hidden)])
 
     def row_parts(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rows in parts of at most about 4,096 tokens."""
         return hidden.split(max(1, _ROWS_TOKENS // hidden.shape[1]))
 
-    def _arguments(self, i: int, hidden: torch.Tensor) -> dict[str, Any]:
+    def arguments(self, i: int, hidden: torch.Tensor) -> dict[str, Any]:
         """What a block wants beside hidden states: rotary tables, positions, and a mask where plain causal is wrong."""
         positions = torch.arange(hidden.shape[1])[None]
         tables = self._rotary(hidden[:1], position_ids=positions)

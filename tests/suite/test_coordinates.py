@@ -1,5 +1,7 @@
 """Every transform, and any two of them, leave what the model computes as it was."""
 
+import re
+
 import pytest
 import tiny
 import torch
@@ -136,3 +138,23 @@ def test_outliers_in_norm_gains_leave_a_rotated_model_exactly_where_it_was(metho
     assert plain.model_sha256 != dialed.model_sha256
     for figure in ("ppl", "kl", "kl_p99", "top1", "bpw"):
         assert getattr(plain, figure) == getattr(dialed, figure)
+
+
+@pytest.mark.parametrize("recipe, reason", [
+    ("Recipe(transforms=(RotateResidual(),), weights=Target(Integer(bits=4)))", "order 30 .* the residual stream"),
+    ("Recipe(transforms=(LearnedRotations(steps=1),), weights=Target(Integer(bits=4)))", "order 30"),
+    ("Recipe(transforms=(RotateValues(),), weights=Target(Integer(bits=4)))", "order 6 .* a head"),
+    ("Recipe(transforms=(RotateHeads(),), weights=Target(Integer(bits=4)))", "order 6 .* the heads"),
+    ("Recipe(transforms=(RotateInputs(),), weights=Target(Integer(bits=4)))", "order 50 .* the inputs of down_proj"),
+])  # fmt: skip
+def test_a_model_without_hadamard_sizes_is_skipped_with_the_reason(recipe, reason, inputs, tmp_path):
+    odd = {
+        "hidden_size": 30,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 6,
+        "intermediate_size": 50,
+    }
+    path = tiny.save(tiny.model_of("llama", **odd, num_hidden_layers=1), tmp_path / "odd")
+    (record,) = run(str(path), recipes=[recipe], store=tmp_path / "store.db", jobs=1, seed=0, **inputs)
+    assert record.status == "skipped" and re.search(reason, record.reason)
