@@ -1,10 +1,13 @@
 """What a published method is to the suite: a citation, and a recipe for every width it takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
-from suite.recipe import Recipe
+from suite.recipe import Recipe, Rounding
+from suite.rounding import Feedback, Nearest, Qronos
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +44,17 @@ class Method:
         """What is quantized: weights, activations, the cache."""
         recipe = self.recipe(bits=self.bits[-1])
         return tuple(name for name in ("weights", "activations", "cache") if getattr(recipe, name) is not None)
+
+
+def taken(kind: type[K], options: dict[str, Any]) -> K:
+    """A `kind` made of the options that name its fields, which are taken out of `options`."""
+    return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})  # type: ignore[arg-type]
+
+
+def named_rounding(name: str, options: dict[str, Any]) -> Rounding:
+    """What rounds weights below a rotation, "gptq", "qronos" or "rtn", made of its options, which are taken out."""
+    kinds: dict[str, type] = {"gptq": Feedback, "qronos": Qronos, "rtn": Nearest}
+    if name not in kinds:
+        raise ValueError(f"rounding {name!r}: expected one of {', '.join(kinds)}")
+    found: Rounding = taken(kinds[name], options)
+    return found

@@ -11,16 +11,14 @@ The stochastic variant (Zhang, Zhang, Colbert, Saab 2025, arXiv:2508.04853) is `
 from typing import Any
 
 from suite.grids import Integer
-from suite.methods.method import Method
+from suite.methods.method import Method, taken
 from suite.recipe import Recipe, Target
 from suite.rounding import Qronos
-
-_ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
 
 
 def build(*, bits: int, group: int | str = "row", **options: Any) -> Recipe:
     """Options are fields of `Qronos` (order, groups, damping, relative_to, block, pick) and of `Integer`."""
-    rounding = Qronos(**{name: options.pop(name) for name in _ROUNDING if name in options})
+    rounding = taken(Qronos, options)
     return Recipe(weights=Target(Integer(bits=bits, group=group, **options), rounding), inputs="quantized")  # type: ignore[arg-type]
 
 

@@ -15,13 +15,10 @@ from typing import Any, Literal
 
 from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
 from suite.kv_cache.target import CacheGrid, CacheTarget
-from suite.methods.method import Method
-from suite.recipe import Recipe, Rounding, Target
-from suite.rounding import Feedback, Nearest, Qronos
+from suite.methods.method import Method, named_rounding
+from suite.recipe import Recipe, Target
 from suite.transforms import RotateHeads, RotateInputs, RotateResidual, RotateValues
 from suite.transforms.rotation import Kind
-
-_ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
 
 
 def build(
@@ -42,7 +39,7 @@ def build(
     The latter is for models whose number of heads no Hadamard matrix has. Further options are those of the rounding
     (order, groups, damping, block ..) and fields of `Integer` for the weights.
     """
-    how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
+    how = named_rounding(rounding, options)
     grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
     return Recipe(
         transforms=(RotateResidual(kind=kind), RotateValues(), *([RotateHeads()] if heads else []), RotateInputs()),
@@ -60,14 +57,6 @@ def _per_token(bits: int) -> Integer:
 def _cache(bits: int) -> CacheTarget:
     grid = Integer(bits=bits, group="row", clip=ClipRatio(0.95))  # the release's groups of 128 are heads
     return CacheTarget(keys=CacheGrid(grid=grid, rotate=True), values=CacheGrid(grid=grid))
-
-
-def _rounding(name: str, options: dict[str, Any]) -> Rounding:
-    kinds: dict[str, type] = {"gptq": Feedback, "qronos": Qronos, "rtn": Nearest}
-    if name not in kinds:
-        raise ValueError(f"rounding {name!r}: expected one of {', '.join(kinds)}")
-    found: Rounding = kinds[name](**options)
-    return found
 
 
 QUAROT = Method(

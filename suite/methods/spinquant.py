@@ -19,13 +19,9 @@ from typing import Any, Literal
 
 from suite.grids import ClipRatio, Integer, OutputSearch, ShrinkSearch
 from suite.kv_cache.target import CacheGrid, CacheTarget
-from suite.methods.method import Method
-from suite.recipe import Recipe, Rounding, Target
-from suite.rounding import Feedback, Nearest, Qronos
+from suite.methods.method import Method, named_rounding, taken
+from suite.recipe import Recipe, Target
 from suite.transforms import LearnedRotations, RotateHeads, RotateInputs, RotateKeys, Transform
-
-_ROUNDING = ("order", "groups", "damping", "relative_to", "block", "pick")
-_LEARNING = ("steps", "rate", "kind", "solver", "gradient")
 
 
 def build(
@@ -42,8 +38,8 @@ def build(
     **options: Any,
 ) -> Recipe:
     """Other options are those of learning (steps, rate, kind, solver, gradient), of the rounding, and of `Integer`."""
-    learned = LearnedRotations(**{name: options.pop(name) for name in _LEARNING if name in options})
-    how = _rounding(rounding, {name: options.pop(name) for name in _ROUNDING if name in options})
+    learned = taken(LearnedRotations, options)
+    how = named_rounding(rounding, options)
     grid = Integer(bits=bits, group=group, convention=convention, clip=clip, **options)  # type: ignore[arg-type]
     across: tuple[Transform, ...] = (RotateHeads(),) if heads else ()
     at_run_time: tuple[Transform, ...] = (RotateInputs(), RotateKeys()) if online else ()
@@ -63,14 +59,6 @@ def _per_token(bits: int) -> Integer:
 def _cache(bits: int) -> CacheTarget:
     side = CacheGrid(grid=Integer(bits=bits, group="row"))
     return CacheTarget(keys=side, values=side)
-
-
-def _rounding(name: str, options: dict[str, Any]) -> Rounding:
-    kinds: dict[str, type] = {"gptq": Feedback, "qronos": Qronos, "rtn": Nearest}
-    if name not in kinds:
-        raise ValueError(f"rounding {name!r}: expected one of {', '.join(kinds)}")
-    found: Rounding = kinds[name](**options)
-    return found
 
 
 SPINQUANT = Method(
