@@ -19,7 +19,7 @@ from rich.table import Table
 from suite.bench import Bench, Setting, open_bench
 from suite.engine import Plan
 from suite.methods import Method
-from suite.recipe import canonical
+from suite.recipe import canonical, parse
 from suite.store import Record, Store, holds_store
 
 
@@ -75,9 +75,9 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def _console() -> Console:
-    """Standard output; 100 columns where it is not a terminal, so that a log has whole tables."""
+    """Standard output; 120 columns where it is not a terminal, so that a log has whole tables."""
     console = Console()
-    return console if console.is_terminal else Console(width=100)
+    return console if console.is_terminal else Console(width=120)
 
 
 def print_records(records: Sequence[Record]) -> None:
@@ -109,21 +109,43 @@ def print_places(setting: Setting, records: Sequence[Record]) -> None:
 
 
 def _table(ran: Sequence[Record]) -> Table:
+    """One line for each record; of the columns that not every record has a figure for, those that some do."""
+    inputs = [_input_bits(r) for r in ran]
+    optional = {
+        "seed": [str(r.seed) for r in ran] if len({r.seed for r in ran}) > 1 else [],
+        "inputs": [number(bits, 1) for bits in inputs] if any(inputs) else [],
+        "true bits": [number(r.bpw) for r in ran] if any(r.bpw is not None for r in ran) else [],
+        "coded": [number(r.bpw_coded) for r in ran] if any(r.bpw_coded is not None for r in ran) else [],
+        "MiB": [number(_in(r.model_bytes, 2**20), 3) for r in ran],
+        "cache, KiB": [number(_in(r.cache_bytes, 2**10)) for r in ran] if any(r.cache_bytes for r in ran) else [],
+    }
+    columns = {
+        "method": [r.method for r in ran],
+        "bits": [number(r.bits, 1) if r.bits is None else f"{r.bits:g}" for r in ran],
+        **{name: cells for name, cells in optional.items() if cells},
+        "perplexity": [_with_error(r.ppl, r.ppl_se, 4) for r in ran],
+        "KL, nats": [_with_error(r.kl, r.kl_se, 3) for r in ran],
+        "top-1": ["-" if r.top1 is None else f"{100 * r.top1:.1f}%" for r in ran],
+    }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    seeds, rates, caches = (len({r.seed for r in ran}) > 1, any(r.bpw is not None for r in ran),
-                            any(r.cache_bytes is not None for r in ran))  # fmt: skip
-    beside = ["seed"] * seeds + ["true bits", "coded"] * rates + ["MiB"] + ["cache, KiB"] * caches
-    for name in ("method", "bits", *beside, "perplexity", "KL, nats", "top-1"):
+    for name in columns:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for r in ran:
-        size, held = (None if n is None else n / unit for n, unit in ((r.model_bytes, 2**20), (r.cache_bytes, 2**10)))
-        table.add_row(
-            r.method, f"{r.bits:g}", *[str(r.seed)] * seeds, *[number(r.bpw), number(r.bpw_coded)] * rates,
-            number(size, 3), *[number(held)] * caches,
-            _with_error(r.ppl, r.ppl_se, 4), _with_error(r.kl, r.kl_se, 3),
-            "-" if r.top1 is None else f"{100 * r.top1:.1f}%",
-        )  # fmt: skip
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _input_bits(record: Record) -> float | None:
+    """The width of the linear layers' inputs, where they are quantized."""
+    try:
+        activations = parse(record.recipe).activations
+    except ValueError:  # the recipe of another version
+        return None
+    return None if activations is None else activations.grid.bits
+
+
+def _in(value: int | None, unit: int) -> float | None:
+    return None if value is None else value / unit
 
 
 def _with_error(value: float | None, error: float | None, digits: int) -> str:

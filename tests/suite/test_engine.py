@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -191,12 +192,13 @@ def test_the_packed_directory_has_model_bytes_and_gives_back_what_was_evaluated(
     assert record.model_bytes == sum(file.stat().st_size for file in packed.iterdir() if file.is_file())
     weights = {key: t for file in exported.glob("*.safetensors") for key, t in load_file(file).items()}
     found = dict(read_packed(packed))
-    assert set(found) == {f"model.layers.{i}.{layer}" for i in range(3) for layer in LAYERS}
+    weighed = record.bpw is not None  # or the cache alone is quantized
+    assert set(found) == {f"model.layers.{i}.{layer}" for i in range(3) for layer in LAYERS if weighed}
     maps = PackedModel.open(str(packed)).maps
     for name, quantized in found.items():
         assert torch.equal(without(maps, name, quantized.dequantize()), weights[f"{name}.weight"])
     n_bits = sum(q.n_bits for q in found.values()) + sum(m.n_bits for chain in maps.values() for m in chain)
-    assert record.bpw == n_bits / sum(weights[f"{name}.weight"].numel() for name in found)
+    assert not weighed or record.bpw == n_bits / sum(weights[f"{name}.weight"].numel() for name in found)
 
 
 def without(maps, name, W):
@@ -246,7 +248,9 @@ def test_statistics_are_computed_once_for_all_methods_widths_and_runs(run, monke
     run(methods=NAMES, bits=[3, 4])
     run(methods=NAMES, bits=[5], store="other.db")
     about = [path.read_text().split()[0] for path in (tmp_path / "cache").glob("*/description.txt")]
-    assert sorted(about) == ["last", "statistics"]
+    # statistics as the model is, as QuaRot and expansion turn it, and as SpinQuant does, by rotations learned once for
+    # all widths of weights; KVQuant's tables for each width of the cache
+    assert Counter(about) == {"last": 1, "statistics": 3, "rotations": 1, "cache": 3}
 
 
 def test_a_run_goes_on_when_the_cache_may_hold_nothing(run, monkeypatch, tmp_path):
