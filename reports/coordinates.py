@@ -313,7 +313,14 @@ def _linear_claim(doses: Doses, width: str) -> str:
         return ""
     text = f"{width}, {dose.factor}-fold outliers of kind {dose.kind}: plain rounding's KL is {base.kl:.3g}"
     text += f"; {listed(below)}, less than half" if below else ""
-    return text + (f"; {listed(others)}, not below half" if others else "") + "."
+    return text + (f"; {listed(others)}, not below half. {_WHY_NOT}" if others else ".")
+
+
+_WHY_NOT = (
+    "A rotation deals the errors of rounded weights out evenly over a layer's inputs, the larger ones among them; plain "
+    "rounding, whose columns there are as many times smaller, can lose what they hold and no more. Rounded inputs make "
+    "up for it where they are the coarser of the two."
+)
 
 
 def _norm_claim(doses: Doses, width: str) -> str:
