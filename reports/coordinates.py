@@ -318,8 +318,8 @@ def _linear_claim(doses: Doses, width: str) -> str:
 
 _WHY_NOT = (
     "A rotation deals the errors of rounded weights out evenly over a layer's inputs, the larger ones among them; "
-    "plain rounding, whose columns there are as many times smaller, can lose what they hold and no more. What rotations "
-    "save on rounded inputs is more than that only where these are the coarser of the two."
+    "plain rounding, whose columns there are as many times smaller, can lose what they hold and no more. What "
+    "rotations save on rounded inputs is more than that only where these are the coarser of the two."
 )
 
 
