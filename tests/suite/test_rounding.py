@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from feedback import CONDITION, EPS, GROUPS, ORDERS, damping, gaussian, grids
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -14,23 +15,7 @@ from suite.rounding import Feedback, HalfQuadratic, Nearest, Stochastic
 from suite.rounding.feedback import factor
 from suite.rounding.half_quadratic import shrink
 
-ORDERS, GROUPS = ("given", "decreasing", "pivot"), ("static", "dynamic", "stale")
-EPS = 2.0**-52
-CONDITION = 1e4  # of the damped Gram matrices below, at most: n_in / damping = 40 / 0.01, and a margin
 CLOSE = CONDITION * 40 * 8 * EPS  # relative rounding error of n_in = 40 solves with such a matrix, about 1e-9
-
-damping = st.sampled_from([0.01, 0.1, 1.0])
-grids = st.builds(
-    Integer,
-    bits=st.integers(2, 5),
-    group=st.sampled_from([3, 8, "row", "tensor"]),
-    convention=st.sampled_from(CONVENTIONS),
-    axis=st.sampled_from([0, 1]),
-)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def gram(seed, n_in):
