@@ -115,7 +115,10 @@ def quantize_block(
             target = recipe.target_of(name)
             if target is not None:
                 generator = generator_for(seed, name)
-                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross)
+                frame = None
+                if recipe.incoherence is not None:
+                    frame = supported(recipe.incoherence.fit, tuple(module.weight.shape), generator)
+                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame)
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
                 pair = read[layer], coordinates.back(layer, module.weight)

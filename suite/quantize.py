@@ -16,7 +16,7 @@ from suite.quantized import Quantized
 from suite.recipe import Recipe, Target
 from suite.rounding import Qronos
 from suite.statistics import LayerStatistics, quadratic, statistics_of
-from suite.transforms import Score
+from suite.transforms import Frame, Score
 
 
 def generator_for(seed: int, name: str) -> torch.Generator:
@@ -32,17 +32,21 @@ def quantize_layer(
     generator: torch.Generator,
     coding: Coding = Fixed(),  # noqa: B008 - a frozen value
     cross: torch.Tensor | None = None,
+    frame: Frame | None = None,
 ) -> Quantized:
     """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores.
 
     `cross` (in, in) is X^T X~ / n, of the unquantized model's inputs with those that H = X~^T X~ / n is of; only
-    `Qronos` reads it, and takes X = X~ without it.
+    `Qronos` reads it, and takes X = X~ without it. `frame` are coordinates to round the matrix in.
     """
+    if frame is not None:
+        W = frame.into(W)
+        H, cross = (None if gram is None else frame.gram(gram) for gram in (H, cross))
     if isinstance(target.rounding, Qronos):
         rounded = target.rounding.round(W, target.grid, H, generator, cross)
     else:
         rounded = target.rounding.round(W, target.grid, H, generator)
-    return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, fallbacks=rounded.fallbacks)
+    return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, frame=frame, fallbacks=rounded.fallbacks)
 
 
 def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, recipe: Recipe) -> Score:
@@ -131,7 +135,10 @@ def quantize_matrix(
     if scale is not None:
         W, both = W * scale.to(W.dtype), scale[:, None] * scale
         H, cross = (None if gram is None else gram / both for gram in (H, cross))
-    result = quantize_layer(W, recipe.weights, H, generator_for(seed, "matrix"), recipe.coding, cross)
+    generator, frame = generator_for(seed, "matrix"), None
+    if recipe.incoherence is not None:
+        frame = recipe.incoherence.fit((W.shape[0], W.shape[1]), generator)
+    result = quantize_layer(W, recipe.weights, H, generator, recipe.coding, cross, frame)
     return result if scale is None else replace(result, in_scale=scale)
 
 
@@ -146,15 +153,14 @@ def _mismatched(X: torch.Tensor | None, Xq: torch.Tensor, H: torch.Tensor | None
 
 def _kept_scale(W: torch.Tensor, recipe: Recipe, statistics: LayerStatistics | None) -> torch.Tensor | None:
     """The product of the transforms' scales (in,), rounded to what is stored, or None without transforms."""
-    if not recipe.transforms:
+    scales: list[Any] = [transform for transform in recipe.transforms if transform.place != "matrix"]
+    if not scales:
         return None
-    scales: list[Any] = []
-    for transform in recipe.transforms:
+    for transform in scales:
         if transform.place != "fold":
             raise ValueError(f"{type(transform).__name__} changes a model's coordinates: it takes a whole model")
-        scales.append(transform)
     if statistics is None:
-        raise ValueError(f"{type(recipe.transforms[0]).__name__} looks at activations: give X (tokens, in)")
+        raise ValueError(f"{type(scales[0]).__name__} looks at activations: give X (tokens, in)")
     alone, total = replace(recipe, layers=()), torch.ones(W.shape[1], dtype=torch.float64)
     for transform in scales:
         now, there = W * total.to(W.dtype), statistics.scaled(total)

@@ -13,6 +13,7 @@ from suite.coding import Ans, Coding, Fixed, entropy_bits
 from suite.grids.grid import Fitted
 from suite.grids.stored import from_bits, to_bits
 from suite.recipe import Target, canonical, parse
+from suite.transforms import Frame
 
 _WIDE = 1 << 12  # codes; of more, tables cost more than they bring, and high and low bytes are coded apart
 
@@ -21,40 +22,45 @@ _WIDE = 1 << 12  # codes; of more, tables cost more than they bring, and high an
 class Quantized:
     """Codes (out, in), integers, on a fitted grid.
 
-    `coding` says how the codes are stored: at fixed width, in the grid's own layout, or entropy coded. `in_scale` (in,)
-    is a channel scale that nothing before the layer could absorb: stored in float16, charged, and divided out by
-    `dequantize`. `fallbacks` say what did not go as asked.
+    `coding` says how the codes are stored: at fixed width, in the grid's own layout, or entropy coded. `frame` are the
+    coordinates that the matrix was rounded in, and `in_scale` (in,) is a channel scale that nothing before the layer
+    could absorb, stored in float16: both are charged, and undone by `dequantize`. `fallbacks` say what did not go as
+    asked.
     """
 
     codes: torch.Tensor
     grid: Fitted
     coding: Coding = field(default_factory=Fixed)
+    frame: Frame | None = None
     in_scale: torch.Tensor | None = None
     fallbacks: tuple[str, ...] = ()
 
     def dequantize(self) -> torch.Tensor:
         """The matrix (out, in) in float32, bit for bit what is evaluated and what comes back from bytes."""
         Q = self.grid.decode32(self.codes)
+        if self.frame is not None:
+            Q = self.frame.as_stored().back(Q)
         return Q if self.in_scale is None else Q / self.in_scale.float()
 
     @property
-    def _scale_bits(self) -> int:
-        return 0 if self.in_scale is None else 16 * self.in_scale.numel()
+    def _around_bits(self) -> int:
+        scale = 0 if self.in_scale is None else 16 * self.in_scale.numel()
+        return scale + (0 if self.frame is None else self.frame.n_bits)
 
     @property
     def n_bits(self) -> int:
-        """Exact bits of storage: codes, scales, zero points, masks, tables, group indices, channel scales."""
-        return self.grid.n_bits + self._scale_bits if isinstance(self.coding, Fixed) else self.coded_bits
+        """Exact bits of storage: codes, scales, zero points, masks, tables, group indices, signs, channel scales."""
+        return self.grid.n_bits + self._around_bits if isinstance(self.coding, Fixed) else self.coded_bits
 
     @property
     def entropy_bits(self) -> float:
         """The same with the codes at their empirical entropy, one for each alphabet."""
-        return self.grid.beside_bits + self._scale_bits + sum(map(entropy_bits, self.grid.streams(self.codes)))
+        return self.grid.beside_bits + self._around_bits + sum(map(entropy_bits, self.grid.streams(self.codes)))
 
     @property
     def coded_bits(self) -> int:
         """The same with the codes really coded, tables and checksums included: by `coding`, or else by `Ans`."""
-        return 8 * (-(-self.grid.beside_bits // 8) + sum(map(len, self._streams))) + self._scale_bits
+        return 8 * (-(-self.grid.beside_bits // 8) + sum(map(len, self._streams))) + self._around_bits
 
     @cached_property
     def _streams(self) -> tuple[bytes, ...]:
@@ -66,18 +72,20 @@ class Quantized:
         return tuple(map(Ans().encode, streams))
 
     def to_bytes(self) -> bytes:
-        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, the channel scale, coded streams."""
-        scale = b"" if self.in_scale is None else to_bits(self.in_scale, 16).numpy().astype("<u2").tobytes()
+        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, signs, channel scale, coded streams."""
+        around = b"" if self.frame is None else self.frame.to_bytes()
+        around += b"" if self.in_scale is None else to_bits(self.in_scale, 16).numpy().astype("<u2").tobytes()
         if isinstance(self.coding, Fixed):
-            return self.grid.to_bytes(self.codes) + scale
-        return b"".join([pack(self.grid.beside()), scale, *self._streams])
+            return self.grid.to_bytes(self.codes) + around
+        return b"".join([pack(self.grid.beside()), around, *self._streams])
 
     def header(self) -> dict[str, Any]:
         """What the payload does not say and `from_bytes` needs: JSON values only."""
+        framed = {"sign_bits": self.frame.bits} if self.frame is not None else {}
         scaled = {"in_scale": True} if self.in_scale is not None else {}
         coded = {} if isinstance(self.coding, Fixed) else {
             "coding": canonical(self.coding), "streams": [len(stream) for stream in self._streams]}  # fmt: skip
-        return {"grid": str(Target(self.grid.grid)), **self.grid.header(), **scaled, **coded}
+        return {"grid": str(Target(self.grid.grid)), **self.grid.header(), **framed, **scaled, **coded}
 
     @classmethod
     def from_bytes(cls, payload: bytes, header: dict[str, Any]) -> "Quantized":
@@ -86,16 +94,20 @@ class Quantized:
         assert target is not None
         coding = parse(f"Recipe(coding={header['coding']})").coding if "coding" in header else Fixed()
         *streams, payload = _from_the_end(payload, header.get("streams", []), "coded streams")
-        in_scale = None
+        n_out, n_in = header["shape"]
+        frame = in_scale = None
         if header.get("in_scale"):
-            scale, payload = _from_the_end(payload, [2 * header["shape"][1]], "channel scales")
+            scale, payload = _from_the_end(payload, [2 * n_in], "channel scales")
             in_scale = from_bits(torch.frombuffer(bytearray(scale), dtype=torch.int16), 16)
+        if header.get("sign_bits"):
+            signs, payload = _from_the_end(payload, [-(-header["sign_bits"] * (n_out + n_in) // 8)], "signs")
+            frame = Frame.from_bytes(signs, (n_out, n_in), header["sign_bits"])
         if isinstance(coding, Fixed):
             grid, codes = target.grid.from_bytes(payload, header)
         else:
             grid = target.grid.restore(unpack(payload, target.grid.beside_widths(header)), header)
             codes = grid.codes_of([torch.from_numpy(coding.decode(stream)) for stream in streams])
-        return cls(codes=codes, grid=grid, coding=coding, in_scale=in_scale)
+        return cls(codes=codes, grid=grid, coding=coding, frame=frame, in_scale=in_scale)
 
 
 def _from_the_end(payload: bytes, sizes: list[int], what: str) -> list[bytes]:

@@ -17,8 +17,8 @@ from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
-from suite.rounding import ROUNDINGS, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
-from suite.transforms import TRANSFORMS, LearnedRotations, RotateKeys, Transform
+from suite.rounding import ROUNDINGS, WHOLE, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
+from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
 Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos
 
@@ -47,6 +47,13 @@ class Target:
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
         order = feedback.order if isinstance(feedback, Feedback | Qronos) else None
+        if self.grid.block != (1, 1):
+            if isinstance(feedback, Stochastic) or getattr(feedback, "pick", Nearest()) != Nearest():
+                return f"values coded together are rounded to the nearest code, not by {canonical(self.rounding)}"
+            if self.grid.block[1] > 1 and isinstance(feedback, Qronos):
+                return f"Qronos corrects a single column first, {self.grid.block[1]} are coded together"
+            if self.grid.block[1] > 1 and isinstance(feedback, Feedback) and order not in WHOLE:
+                return f"columns coded together take the given or the reversed order, not {order}"
         if isinstance(self.grid, Sparse) and self.grid.score == "feedback" and order != "given":
             return f"masks chosen in error feedback take the given order, the rounding is {canonical(self.rounding)}"
         if isinstance(self.grid, Exl2) and order != "decreasing":
@@ -101,6 +108,11 @@ class Recipe:
         return next((target for pattern, target in named if fnmatchcase(name, pattern)), None)
 
     @property
+    def incoherence(self) -> Incoherence | None:
+        """What every weight matrix of the blocks is rotated by, on both sides, before it is rounded."""
+        return next((transform for transform in self.transforms if isinstance(transform, Incoherence)), None)
+
+    @property
     def held_cache(self) -> CacheTarget | None:
         """The cache, with keys rotated where a transform rotates them: then it is the cache that does."""
         if self.cache is None or not any(isinstance(transform, RotateKeys) for transform in self.transforms):
@@ -133,6 +145,8 @@ def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
         return "a rotation of the residual stream comes first: it folds norm gains, which would undo what is before it"
     if turned > 1 and any(isinstance(transform, LearnedRotations) for transform in transforms):
         return "a learned rotation of the residual stream takes no other beside it"
+    if "matrix" in places[:-1]:
+        return "what rotates single matrices comes last, once: all else is done to the model"
     return None
 
 

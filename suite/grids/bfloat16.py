@@ -30,6 +30,8 @@ _TIE = 0x8000  # of the lower 16 bits of a float32
 class BFloat16:
     """Every bit pattern of BF16 as a code of 16 bits; nothing to fit."""
 
+    block = (1, 1)
+
     @property
     def bits(self) -> int:
         """The width of a code."""
@@ -72,7 +74,6 @@ class FittedBFloat16:
     shape: tuple[int, int]
     dtype: torch.dtype = torch.float32
 
-    block_size = 1  # values that share a code
     mask_size = 0  # no masks
     n_codes = 1 << 16
     regroups = False  # no scales

@@ -45,6 +45,8 @@ class Exl2:
     group: Literal[32, 64, 128] = 32
     widths: tuple[int, ...] | None = None
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         if not (isinstance(self.budget, int | float) and math.isfinite(self.budget)):
             raise ValueError(f"budget {self.budget!r}: expected bits per weight")
@@ -204,7 +206,6 @@ class FittedExl2:
     group_of: torch.Tensor
     middle: torch.Tensor
 
-    block_size = 1  # values that share a code
     mask_size = 0
 
     @classmethod

@@ -1,9 +1,13 @@
 """What a grid is to everything else: a frozen value that binds itself to a matrix, and the fitted grid that it makes.
 
 Roundings, the container and the harness know these two protocols and nothing of any format.
+
+Values share a code in blocks of (rows, columns), single values in most grids. Codes are then (ceil(out / rows),
+ceil(in / columns)), with further dimensions behind where a block takes several integers. A block that is short, the
+last of the rows or columns, is filled up with zeros by the grid, and its code is stored and charged like the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +18,10 @@ from suite.grids.layout import ALL, Columns
 class Fitted(Protocol):
     """A grid bound to an (out, in) matrix: its scales, zero points, masks and tables.
 
-    Codes are integer tensors (uint8 up to 8 bits, else int32). All arithmetic is in the type of the matrix that the
-    grid was fitted to, but for `decode32`, which is float32 from the parameters as they are stored: what is evaluated,
-    and what comes back from bytes, bit for bit.
+    Codes are integer tensors (uint8 up to 8 bits, else int32); below, (out, k) stands for their shape where values are
+    coded one by one, and `columns` take in whole blocks, of which the last may be short. All arithmetic is in the type
+    of the matrix that the grid was fitted to, but for `decode32`, which is float32 from the parameters as they are
+    stored: what is evaluated, and what comes back from bytes, bit for bit.
     """
 
     @property
@@ -28,12 +33,8 @@ class Fitted(Protocol):
         """(out, in)."""
 
     @property
-    def block_size(self) -> int:
-        """Values that share a code."""
-
-    @property
     def n_codes(self) -> int:
-        """How many different codes there are, in the widest group."""
+        """How many different values an integer of the codes takes, in the widest group."""
 
     @property
     def group_size(self) -> int:
@@ -52,13 +53,19 @@ class Fitted(Protocol):
         """Exact bits of everything stored, codes at fixed width; nothing is free."""
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes (out, k) nearest to `x` (out, k), the values of `columns`; `cost`, by code, joins the squared error."""
+        """Codes (out, k) nearest to `x` (out, k), the values of `columns`; `cost`, by code, joins the squared error.
+
+        Blocks have no `cost`: `ValueError`.
+        """
 
     def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes nearest to `x`, and the values they stand for, in one go."""
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes of the two levels around `x`, the lower code first; outside the range both are the last level."""
+        """Codes of the two levels around `x`, the lower code first; outside the range both are the last level.
+
+        `ValueError` where values are coded in blocks.
+        """
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for."""
@@ -92,6 +99,19 @@ class Fitted(Protocol):
         """What the bytes do not say: "shape", and little else; JSON values only."""
 
 
+class Tunable(Fitted, Protocol):
+    """A fitted grid with real parameters that may be adjusted while the codes stay."""
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """The real parameters by name, in the type of the matrix."""
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "Tunable":
+        """The same with these in their place: `decode` is differentiable in them.
+
+        They are rounded where they are stored, in `decode32` and `to_bytes`.
+        """
+
+
 class Masked(Fitted, Protocol):
     """A fitted grid that keeps some values of every `mask_size` > 0 consecutive columns of a row."""
 
@@ -110,6 +130,10 @@ class Grid(Protocol):
     @property
     def bits(self) -> float:
         """The nominal width of a code."""
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(rows, columns) of values that share a code."""
 
     @property
     def unsupported(self) -> str | None:

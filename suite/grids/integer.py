@@ -94,6 +94,8 @@ class Integer:
     axis: Literal[0, 1] = 1
     scale_bits: Literal[16, 32] = 16
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
             raise ValueError(f"bits {self.bits!r}: integers take 1 to 8")
@@ -248,7 +250,6 @@ class FittedInteger:
     zero: torch.Tensor | None = None
     group_of: torch.Tensor | None = None
 
-    block_size = 1  # values that share a code
     mask_size = 0
 
     @property

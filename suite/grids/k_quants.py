@@ -38,6 +38,8 @@ class Gguf:
     type: GgufType
     importance: bool = False
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         if self.type not in FORMATS:
             raise ValueError(f"type {self.type!r}: expected one of {', '.join(FORMATS)}")
@@ -147,7 +149,6 @@ class FittedGguf:
     offset: torch.Tensor | None
     inverse: torch.Tensor | None
 
-    block_size = 1  # values that share a code
     regroups = False  # a sub-block's scale is an integer that the whole block has a part in
     mask_size = 0
 

@@ -42,6 +42,8 @@ class Scaled:
     pad: bool = False
     first: Literal["low", "high"] = "low"
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         check_group(self.group)
         if isinstance(self.element, str) and self.element not in ELEMENTS:
@@ -190,7 +192,6 @@ class FittedScaled:
     scale: torch.Tensor
     inverse: torch.Tensor
 
-    block_size = 1  # values that share a code
     mask_size = 0  # no masks
 
     @property

@@ -42,6 +42,8 @@ class Sparse:
     of: int = 4
     score: Literal["magnitude", "wanda", "feedback"] = "magnitude"
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         if not (isinstance(self.kept, int) and isinstance(self.of, int) and 1 <= self.kept < self.of):
             raise ValueError(f"kept {self.kept!r} of {self.of!r}: expected 1 <= kept < of")
@@ -147,8 +149,6 @@ class FittedSparse:
     grid: Sparse
     inner: Fitted
     mask: torch.Tensor
-
-    block_size = 1  # values that share a code
 
     @property
     def shape(self) -> tuple[int, int]:

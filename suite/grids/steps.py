@@ -54,6 +54,8 @@ class Steps:
     classes: int = 8
     damping: float = 0.01
 
+    block = (1, 1)
+
     def __post_init__(self) -> None:
         if not (isinstance(self.bits, int | float) and 0 < self.bits <= 12):
             raise ValueError(f"bits {self.bits!r}: expected a rate above 0 and up to 12 bits per weight")
@@ -174,7 +176,6 @@ class FittedSteps:
     offset: torch.Tensor
     width: int
 
-    block_size = 1
     mask_size = 0
     regroups = False
 

@@ -6,11 +6,11 @@ also `pick` codes for single columns of a fitted grid, which is all that error f
 """
 
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
-from suite.rounding.feedback import Feedback
+from suite.rounding.feedback import WHOLE, Feedback
 from suite.rounding.half_quadratic import HalfQuadratic
 from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
 
 ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos)
 
-__all__ = ["ROUNDINGS", "Feedback", "HalfQuadratic", "Nearest", "Qronos", "RateAware", "Rounded", "Stochastic"]
+__all__ = ["ROUNDINGS", "WHOLE", "Feedback", "HalfQuadratic", "Nearest", "Qronos", "RateAware", "Rounded", "Stochastic"]

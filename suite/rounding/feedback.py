@@ -10,11 +10,15 @@ The published form reads the same numbers from the Cholesky factor U = R^-1 of t
 one factorization in float64, and errors are gathered by column blocks from the left instead of being spread to the
 right, which is the same arithmetic in large matrix products.
 
+Where a grid codes several columns together (`Grid.block`), they are rounded together, as QuIP# does (Tseng et al. 2024,
+arXiv:2402.04396): R_jj becomes the block R_kk, and block k is rounded after adding (W - Q)_{<k} R_{<k,k} R_kk^-1.
+
 A grid that asks for it (`mask_size`) chooses which values it keeps here too, when the first column of a set comes up
 (SparseGPT: Frantar and Alistarh 2023, arXiv:2301.00774); a value that is dropped is one rounded to 0.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol, cast
 
 import torch
@@ -25,8 +29,10 @@ from suite.rounding.elementwise import Nearest, Picked, Rounded, Stochastic
 
 _INNER = 16  # columns finished by matrix-vector products before a matrix product takes over; any value is correct
 _LARGEST_DAMPING = 10.0
+WHOLE = ("given", "reversed")  # orders that keep blocks of columns whole
 
-Order = Literal["given", "decreasing", "pivot"]
+Order = Literal["given", "reversed", "decreasing", "pivot"]
+ORDERS: tuple[str, ...] = Order.__args__  # type: ignore[attr-defined]
 Groups = Literal["static", "dynamic", "stale"]
 
 
@@ -41,12 +47,13 @@ class Pick(Protocol):
 class Feedback:
     """Error feedback in the H-norm.
 
-    `order`: columns as given, by decreasing diagonal ("act-order"), or by "pivot", which takes the smallest Schur
-    complement last, greedily. `groups`: "static" fits all scales before the first column; "dynamic" fits a group when
-    its first column comes up, on the weights as they are then (the paper); "stale" on the weights as they were when
-    the block of `block` columns began (the release, where a group that starts inside a block misses its updates).
-    `damping` is relative to the mean diagonal and is raised tenfold, and recorded, while H cannot be factored.
-    With "dynamic" and an order of its own a group is made of consecutive columns in that order, and is charged.
+    `order`: columns as given, "reversed" (from the last to the first), by decreasing diagonal ("act-order"), or by
+    "pivot", which takes the smallest Schur complement last, greedily; the latter two tear apart what is coded together.
+    `groups`: "static" fits all scales before the first column; "dynamic" fits a group when its first column comes up,
+    on the weights as they are then (the paper); "stale" on the weights as they were when the block of `block` columns
+    began (the release, where a group that starts inside a block misses its updates). With "dynamic" and an order of its
+    own a group is made of consecutive columns in that order, and is charged. `damping` is relative to the mean diagonal
+    and is raised tenfold, and recorded, while H cannot be factored.
     """
 
     order: Order = "given"
@@ -56,8 +63,8 @@ class Feedback:
     pick: Nearest | Stochastic = field(default_factory=Nearest)
 
     def __post_init__(self) -> None:
-        if self.order not in ("given", "decreasing", "pivot"):
-            raise ValueError(f"order {self.order!r}: expected given, decreasing or pivot")
+        if self.order not in ORDERS:
+            raise ValueError(f"order {self.order!r}: expected one of {', '.join(ORDERS)}")
         if self.groups not in ("static", "dynamic", "stale"):
             raise ValueError(f"groups {self.groups!r}: expected static, dynamic or stale")
         if self.damping < 0 or self.block < 1:
@@ -66,14 +73,19 @@ class Feedback:
     def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in) given `H` (in, in); `ValueError` without H or where H has the wrong shape."""
         H = checked(H, W.shape[1])
-        R, perm, fallbacks = factor(H, self.order, self.damping)
-        codes, fitted = self.place(Ordered.of(W, H, R, perm), grid.fit(W, H), generator)
+        width = grid.block[1]
+        R, perm, fallbacks = factor(H, self.order, self.damping, width)
+        codes, fitted = self.place(Ordered.of(W, H, R, perm, width), grid.fit(W, H), generator)
         return Rounded(codes, fitted, fallbacks)
 
     def place(self, columns: "Ordered", fitted: Fitted, generator: torch.Generator) -> tuple[torch.Tensor, Fitted]:
         """Codes (out, in) for `columns` on a grid fitted to the matrix, and the grid with its groups as asked for."""
         if fitted.mask_size and self.order != "given":
             raise ValueError(f"masks chosen in error feedback need the given order of columns, not {self.order!r}")
+        if columns.width > 1:
+            if self.order not in WHOLE:
+                raise ValueError(f"blocks of {columns.width} columns stay whole: the order is {self.order!r}")
+            return self._sweep_blocks(columns, fitted, generator), fitted
         regroup = self.groups != "static" and fitted.regroups
         if regroup and self.order != "given":
             fitted = fitted.in_order(columns.perm)
@@ -111,15 +123,31 @@ class Feedback:
                     torch.sub(wanted[j], value, out=missed[j])
         back = torch.empty_like(perm)
         back[perm] = torch.arange(n_in)
-        return torch.stack(codes)[back].T.contiguous(), fitted
+        return torch.stack(codes)[back].transpose(0, 1).contiguous(), fitted
+
+    def _sweep_blocks(self, columns: "Ordered", fitted: Fitted, generator: torch.Generator) -> torch.Tensor:
+        """Round block after block of columns; returns codes."""
+        original, errors, A, perm = columns.original, columns.errors, columns.A, columns.perm
+        codes = []
+        for together in _batches(columns.edges, self.block):
+            start, stop = together[0][0], together[-1][1]
+            current = original[start:stop] + A[:start, start:stop].T @ errors[:start]
+            for first, last in together:
+                x = current[first - start : last - start] + A[start:first, first:last].T @ errors[start:first]
+                where = int(perm[first])
+                code, values = self.pick.pick(x.T, fitted, slice(where, where + last - first), generator)
+                errors[first:last] = original[first:last] - values.T
+                codes.append(code)
+        return torch.cat(codes if self.order == "given" else codes[::-1], 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
     """A matrix with its columns as rows, in the order in which they are rounded: row j is `perm[j]` of `W`.
 
-    `A` (in, in) is R with columns scaled to a unit diagonal, `pivots` (in,). Row j of `errors` is column j of W - Q
-    once it is rounded. `first` (out,) is what the first column is rounded from, where it is not its value (Qronos).
+    `A` (in, in) is R with columns scaled to a unit diagonal, `pivots` (in,), or, where `width` columns are coded
+    together, R blockdiag(R_kk)^-1. Row j of `errors` is column j of W - Q once it is rounded. `first` (out,) is what
+    the first column is rounded from, where it is not its value (Qronos).
     """
 
     original: torch.Tensor
@@ -129,13 +157,25 @@ class Ordered:
     H: torch.Tensor
     perm: torch.Tensor
     first: torch.Tensor | None = None
+    width: int = 1
 
     @classmethod
-    def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor) -> "Ordered":
+    def of(cls, W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, perm: torch.Tensor, width: int = 1) -> "Ordered":
         """`W` (out, in) before its first column is rounded, R and `perm` as `factor` gives them."""
         original, pivots = W.T.contiguous()[perm], R.diagonal().clone()
         A = R.to(W.dtype)  # R itself where W is in float64, and not needed again
-        return cls(original, torch.zeros_like(original), A.div_(A.diagonal().clone()), pivots, H, perm)
+        if width == 1:
+            A.div_(A.diagonal().clone())
+        else:
+            for first, last in _edges(perm, width):
+                part, corner = R[:last, first:last], R[first:last, first:last].clone()
+                A[:last, first:last] = torch.linalg.solve_triangular(corner, part, upper=True, left=False)
+        return cls(original, torch.zeros_like(original), A, pivots, H, perm, width=width)
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """Where each block of columns that are coded together begins and ends, in order."""
+        return _edges(self.perm, self.width)
 
     def pushed(self, known: int, first: int, last: int, push: torch.Tensor | None = None) -> torch.Tensor:
         """Columns `first` to `last` as rows, where the errors of those before `known` have pushed them.
@@ -187,6 +227,19 @@ def _mark(fitted: Fitted, columns: Ordered, j: int, first: int, last: int, curre
     cast(Masked, fitted).mark(moved.T, j, columns.pivots[j:end])
 
 
+def _edges(perm: torch.Tensor, width: int) -> list[tuple[int, int]]:
+    """The beginning and end of each block in an order that keeps blocks whole: a short one is the matrix's last."""
+    short = len(perm) % width if perm[0] != 0 else 0
+    starts = [*([0] if short else []), *range(short, len(perm), width)]
+    return list(pairwise([*starts, len(perm)]))
+
+
+def _batches(edges: list[tuple[int, int]], block: int) -> list[list[tuple[int, int]]]:
+    """Consecutive blocks of columns, in lists of about `block` columns."""
+    size = max(1, block // max(last - first for first, last in edges))
+    return [edges[i : i + size] for i in range(0, len(edges), size)]
+
+
 def checked(H: torch.Tensor | None, n_in: int) -> torch.Tensor:
     """`H`, or a `ValueError` where there is none or its shape is wrong."""
     if H is None or H.shape != (n_in, n_in):
@@ -195,10 +248,13 @@ def checked(H: torch.Tensor | None, n_in: int) -> torch.Tensor:
     return H
 
 
-def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def factor(
+    H: torch.Tensor, order: Order, damping: float, width: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """R upper triangular and perm with (H + lambda I)[perm][:, perm] = R R^T, float64, and what was not as asked.
 
-    lambda = `damping` times the mean diagonal. Raises `ValueError` where no damping up to 10 makes H factorable.
+    lambda = `damping` times the mean diagonal. "reversed" keeps blocks of `width` columns as they are. Raises
+    `ValueError` where no damping up to 10 makes H factorable.
     """
     H = H.double()
     fallbacks: list[str] = []
@@ -208,7 +264,7 @@ def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor,
     mean = float(H.diagonal().mean()) or 1.0
     used = damping
     while True:
-        perm = _order(H, order, used * mean)
+        perm = _order(H, order, used * mean, width)
         back = perm.flip(0)
         turned = H.flip(0, 1) if order == "given" else H[back[:, None], back]
         turned.diagonal().add_(used * mean)
@@ -223,9 +279,11 @@ def factor(H: torch.Tensor, order: Order, damping: float) -> tuple[torch.Tensor,
     return R.flip(0, 1), perm, tuple(fallbacks)
 
 
-def _order(H: torch.Tensor, order: Order, damping: float) -> torch.Tensor:
+def _order(H: torch.Tensor, order: Order, damping: float, width: int) -> torch.Tensor:
     if order == "given":
         return torch.arange(len(H))
+    if order == "reversed":
+        return torch.cat(torch.arange(len(H)).split(width)[::-1])
     if order == "decreasing":
         return torch.argsort(H.diagonal(), descending=True, stable=True)
     S, perm = H.clone(), torch.empty(len(H), dtype=torch.int64)

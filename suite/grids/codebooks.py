@@ -1,0 +1,306 @@
+"""Codebooks: vectors of consecutive weights of a matrix, each the sum of one entry of every codebook.
+
+`axis=1` takes vectors along a row, of consecutive inputs, as AQLM does (Egiazarian et al. 2024, arXiv:2401.06118);
+`axis=0` down a column, of consecutive outputs, as VPTQ does (Liu et al. 2024, arXiv:2409.17066), so that all values of
+a vector weigh alike in the output error. The codebooks belong to one matrix, are fitted to it by k-means, one stage on
+what the stages before leave (residual vector quantization), and are stored with it: nothing of a table is free, and for
+a small matrix it is a large part of the bits.
+
+A last vector that is short, of the rows or of the columns, is filled up with zeros, and its codes are stored and
+charged like the others. Codes are chosen stage by stage, each nearest to what is left, the lowest code of equals.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from kernels.packing import pack, unpack
+from suite.grids.k_means import assign, k_means
+from suite.grids.layout import ALL, Columns, check_finite, check_matrix
+from suite.grids.stored import from_bits, stored_type, to_bits
+
+_HALF = torch.finfo(torch.float16)
+_SMALLEST = _HALF.smallest_normal * _HALF.eps  # the smallest subnormal
+_TOP = 127  # of the integers that entries of 8 bits are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codebooks:
+    """`stages` codebooks of 2^`bits` vectors of `length` values: stages * bits / length bits per weight, and they.
+
+    `scale="row"` divides every row by its L2 norm before, stored in float16. Entries are stored in float16, or with
+    `entry_bits=8` as integers of -127 to 127 times a float16 scale of each stage (ties to even). `weighted` fits them
+    with the importance of the columns, the diagonal of H; otherwise all vectors count alike. `iterations` are those
+    of k-means at most; `seed` says how it starts.
+    """
+
+    bits: int = 8
+    stages: int = 1
+    length: int = 8
+    axis: Literal[0, 1] = 1
+    scale: Literal["row", "none"] = "none"
+    entry_bits: Literal[8, 16] = 16
+    weighted: bool = False
+    iterations: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.bits, int) and 1 <= self.bits <= 16):
+            raise ValueError(f"bits {self.bits!r}: a code of a codebook takes 1 to 16")
+        if self.stages < 1 or self.length < 1 or self.iterations < 1:
+            raise ValueError(f"stages {self.stages!r}, length {self.length!r}, iterations {self.iterations!r}: "
+                             "expected at least 1 of each")  # fmt: skip
+        if self.axis not in (0, 1) or self.scale not in ("row", "none") or self.entry_bits not in (8, 16):
+            raise ValueError(f"axis {self.axis!r}, scale {self.scale!r}, entry_bits {self.entry_bits!r}: "
+                             "expected 0 or 1, row or none, and 8 or 16")  # fmt: skip
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(rows, columns) of values that share a code."""
+        return (self.length, 1) if self.axis == 0 else (1, self.length)
+
+    @property
+    def unsupported(self) -> str | None:
+        """None: every combination makes sense."""
+        return None
+
+    def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedCodebooks":
+        """Fit scales and codebooks to `W` (out, in). `importance` is H (in, in); only `weighted` reads its diagonal.
+
+        Weights of vectors are the mean of H_jj over them, times the squared scale of the row. Raises `ValueError` for
+        NaN or infinite values, an empty matrix, and where `weighted` is given no H.
+        """
+        check_matrix(W)
+        check_finite(W)
+        shape = (W.shape[0], W.shape[1])
+        scale = self._row_scale(W) if self.scale == "row" else None
+        blank = FittedCodebooks(grid=self, shape=shape, scale=scale, codebooks=W.new_empty(0))
+        vectors = blank.cut(W if scale is None else W / scale).reshape(-1, self.length)
+        books = self.train(vectors, blank.importance_of(importance) if self.weighted else None)
+        return replace(blank, codebooks=books)
+
+    def train(self, vectors: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Codebooks (stages, 2^bits, length) for vectors (m, length) with weights (m,): residual k-means, as stored."""
+        books, left = [], vectors
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.stages):
+            book = self.stored(k_means(left, 2**self.bits, generator, weight, self.iterations)[None])[0]
+            books.append(book)
+            left = left - book[assign(left, book)[0]]
+        return torch.stack(books)
+
+    def stored(self, codebooks: torch.Tensor) -> torch.Tensor:
+        """Codebooks (stages, 2^bits, length) as they come back from bytes; ties go to even. Idempotent."""
+        if self.entry_bits == 16:
+            return codebooks.clamp(-_HALF.max, _HALF.max).half().to(codebooks.dtype)
+        step = _steps(codebooks)
+        return (codebooks / step).round().clamp(-_TOP, _TOP) * step
+
+    def _row_scale(self, W: torch.Tensor) -> torch.Tensor:
+        """The L2 norm of every row (out, 1) in float16; 1 for a row of zeros."""
+        norm = torch.linalg.vector_norm(W.double(), dim=1, keepdim=True)
+        rounded = norm.clamp(_SMALLEST, _HALF.max).half().to(W.dtype)
+        return torch.where(norm == 0, torch.ones_like(rounded), rounded)
+
+    def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedCodebooks", torch.Tensor]:
+        """The fitted grid and the codes that `FittedCodebooks.to_bytes` wrote."""
+        blank = self._blank(header)
+        *beside, codes = unpack(payload, [*self.beside_widths(header), (math.prod(blank.code_shape), self.bits)])
+        return self.restore(beside, header), codes.to(blank.code_type).reshape(blank.code_shape)
+
+    def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
+        """The (count, width) of row scales, steps of entries of 8 bits, and entries."""
+        rows = [(header["shape"][0], 16)] if self.scale == "row" else []
+        steps = [(self.stages, 16)] if self.entry_bits == 8 else []
+        return [*rows, *steps, (self.stages * 2**self.bits * self.length, self.entry_bits)]
+
+    def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedCodebooks":
+        """The fitted grid from the values of `FittedCodebooks.beside`."""
+        *before, entries = beside
+        shape = (self.stages, 2**self.bits, self.length)
+        if self.entry_bits == 16:
+            books = from_bits(entries, 16).reshape(shape)
+        else:
+            books = (entries.float() - _TOP).reshape(shape) * from_bits(before.pop(), 16)[:, None, None]
+        scale = from_bits(before.pop(), 16)[:, None] if self.scale == "row" else None
+        return replace(self._blank(header), codebooks=books, scale=scale)
+
+    def _blank(self, header: dict[str, Any]) -> "FittedCodebooks":
+        n_out, n_in = header["shape"]
+        return FittedCodebooks(grid=self, shape=(n_out, n_in), scale=None, codebooks=torch.empty(0))
+
+
+def _steps(codebooks: torch.Tensor) -> torch.Tensor:
+    """The float16 step (stages, 1, 1) of entries of 8 bits: the largest is 127 of them; 1 where all are 0."""
+    largest = codebooks.detach().abs().amax((1, 2), keepdim=True)
+    # a normal number, so that the step of entries that are whole steps is that step again
+    step = (largest / _TOP).clamp(_HALF.smallest_normal, _HALF.max).to(stored_type(16)).to(codebooks.dtype)
+    return torch.where(largest == 0, torch.ones_like(step), step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedCodebooks:
+    """`Codebooks` bound to an (out, in) matrix: `codebooks` (stages, 2^bits, length), `scale` (out, 1) or None.
+
+    Codes are (vectors of rows, vectors of columns, stages).
+    """
+
+    grid: Codebooks
+    shape: tuple[int, int]
+    codebooks: torch.Tensor
+    scale: torch.Tensor | None
+
+    regroups = False
+    mask_size = 0
+
+    @property
+    def n_codes(self) -> int:
+        """How many entries a codebook has."""
+        return 2**self.grid.bits
+
+    @property
+    def group_size(self) -> int:
+        """How many values share a scale: a row, or without scales the matrix."""
+        return self.shape[1] if self.grid.scale == "row" else math.prod(self.shape)
+
+    @property
+    def code_type(self) -> torch.dtype:
+        """uint8 up to 8 bits, else int32."""
+        return torch.uint8 if self.grid.bits <= 8 else torch.int32
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """(vectors of rows, vectors of columns, stages)."""
+        rows, columns = self.grid.block
+        return -(-self.shape[0] // rows), -(-self.shape[1] // columns), self.grid.stages
+
+    def cut(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (out, k) as vectors (R, C, length), a short last one filled up with zeros."""
+        rows, columns = self.grid.block
+        n_out, k = x.shape
+        if n_out % rows or k % columns:
+            x = F.pad(x, (0, -k % columns, 0, -n_out % rows))
+        if self.grid.axis == 1:
+            return x.reshape(n_out, -1, columns)
+        return x.reshape(-1, rows, k).transpose(1, 2)
+
+    def joined(self, vectors: torch.Tensor, k: int) -> torch.Tensor:
+        """The inverse of `cut`: vectors (R, C, length) as (out, k), the filling dropped."""
+        if self.grid.axis == 1:
+            return vectors.reshape(len(vectors), -1)[:, :k]
+        return vectors.transpose(1, 2).reshape(-1, k)[: self.shape[0]]
+
+    def importance_of(self, H: torch.Tensor | None) -> torch.Tensor:
+        """The weight (vectors,) of every vector: H_jj times the squared scale, averaged over what is not filling."""
+        if H is None or H.shape != (self.shape[1],) * 2:
+            found = "none" if H is None else f"shape {tuple(H.shape)}"
+            raise ValueError(f"weighted codebooks need the Gram matrix H of shape {(self.shape[1],) * 2}, found {found}")
+        weight = H.diagonal().expand(self.shape)
+        if self.scale is not None:
+            weight = weight * self.scale.to(weight.dtype).square()
+        members = self.cut(torch.ones(self.shape)).sum(-1)
+        return (self.cut(weight).sum(-1) / members).reshape(-1)
+
+    def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes (R, C, stages) for `x` (out, k), the values of `columns`: whole vectors, a short one last."""
+        return self.snap(x, columns, cost)[0]
+
+    def snap(
+        self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and the values they stand for; stage by stage, nearest to what is left, the lowest code of equals."""
+        if cost is not None:
+            raise ValueError("codebooks take no cost by code: values that share a code have no rate each")
+        wanted = self.cut(x if self.scale is None else x / self.scale)
+        left, found = wanted.reshape(-1, self.grid.length), []
+        for book in self.codebooks:
+            codes, _ = assign(left, book)
+            left = left - book[codes]
+            found.append(codes)
+        codes = torch.stack(found, -1).reshape(*wanted.shape[:2], -1).to(self.code_type)
+        return codes, self.decode(codes, columns, x.shape[1])
+
+    def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
+        """`ValueError`: vectors have no two codes around them."""
+        raise ValueError(f"vectors of {self.grid.length} values have no two codes around them")
+
+    def decode(self, codes: torch.Tensor, columns: Columns = ALL, k: int | None = None) -> torch.Tensor:
+        """The values (out, k) that the codes of `columns` stand for; `k` where it is known."""
+        if k is None:
+            k = len(range(self.shape[1])[columns]) if isinstance(columns, slice) else len(columns)
+        index = codes.to(torch.int64)
+        vectors = self.codebooks[0][index[..., 0]]
+        for stage in range(1, self.grid.stages):
+            vectors = vectors + self.codebooks[stage][index[..., stage]]
+        values = self.joined(vectors, k)
+        return values if self.scale is None else values * self.scale
+
+    def decode32(self, codes: torch.Tensor) -> torch.Tensor:
+        """All values (out, in) from scales and codebooks as they are stored, in float32."""
+        return self.rounded().decode(codes)
+
+    def rounded(self) -> "FittedCodebooks":
+        """The same in float32, as it comes back from bytes."""
+        scale = None if self.scale is None else _storable(self.scale).float()
+        return replace(self, codebooks=self.grid.stored(self.codebooks.detach().float()), scale=scale)
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """The codebooks, and the row scales where there are any."""
+        return {"codebooks": self.codebooks} | ({} if self.scale is None else {"scale": self.scale})
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedCodebooks":
+        """The same with these in their place; rounded only in what is stored."""
+        return replace(self, codebooks=values["codebooks"], scale=values.get("scale"))
+
+    def in_order(self, perm: torch.Tensor) -> "FittedCodebooks":
+        """Itself: there are no groups of columns."""
+        return self
+
+    def refit(self, x: torch.Tensor, group: int, columns: torch.Tensor, H: torch.Tensor | None) -> "FittedCodebooks":
+        """Itself: there are no groups of columns."""
+        return self
+
+    @property
+    def n_bits(self) -> int:
+        """Exact bits of codes, codebooks and scales."""
+        return math.prod(self.code_shape) * self.grid.bits + self.beside_bits
+
+    @property
+    def beside_bits(self) -> int:
+        """Exact bits of codebooks and scales."""
+        return sum(count * width for count, width in self.grid.beside_widths(self.header()))
+
+    def beside(self) -> list[tuple[torch.Tensor, int]]:
+        """Row scales, steps of entries of 8 bits, and entries."""
+        there = self.rounded()
+        rows = [] if there.scale is None else [(to_bits(there.scale[:, 0], 16), 16)]
+        if self.grid.entry_bits == 16:
+            return [*rows, (to_bits(there.codebooks.reshape(-1), 16), 16)]
+        step = _steps(there.codebooks)
+        entries = (there.codebooks / step).round().to(torch.int64).reshape(-1) + _TOP
+        return [*rows, (to_bits(step.reshape(-1), 16), 16), (entries, 8)]
+
+    def streams(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The codes of each stage, row after row."""
+        return tuple(codes[..., stage].reshape(-1) for stage in range(self.grid.stages))
+
+    def codes_of(self, streams: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The codes (R, C, stages) that `streams` took apart."""
+        return torch.stack([stream.to(self.code_type) for stream in streams], -1).reshape(self.code_shape)
+
+    def to_bytes(self, codes: torch.Tensor) -> bytes:
+        """Row scales, codebooks, then the codes, those of a vector's stages together."""
+        return pack([*self.beside(), (codes, self.grid.bits)])
+
+    def header(self) -> dict[str, Any]:
+        """The shape."""
+        return {"shape": list(self.shape)}
+
+
+def _storable(scale: torch.Tensor) -> torch.Tensor:
+    """Row scales in float16: tuning may move them anywhere that it can say."""
+    return scale.detach().clamp(-_HALF.max, _HALF.max).half()
