@@ -6,6 +6,7 @@ that all of it is stored in (`suite.grids.grid`).
 """
 
 from suite.grids.bfloat16 import BFloat16
+from suite.grids.codebooks import Codebooks
 from suite.grids.exl2 import Exl2
 from suite.grids.integer import ClipRatio, Integer, OutputSearch, ShrinkSearch
 from suite.grids.k_quants import Gguf
@@ -16,7 +17,7 @@ from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
 from suite.grids.steps import Steps
 
-GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps)
+GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks)
 SCALES = (RealScale, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of
 GRID_PARTS = (ShrinkSearch, OutputSearch, ClipRatio, GaussianTable, KMeansTable, *SCALES)
@@ -27,6 +28,7 @@ __all__ = [
     "SCALES",
     "BFloat16",
     "ClipRatio",
+    "Codebooks",
     "DoubleQuantized",
     "Exl2",
     "GaussianTable",

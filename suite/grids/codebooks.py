@@ -198,7 +198,9 @@ class FittedCodebooks:
         """The weight (vectors,) of every vector: H_jj times the squared scale, averaged over what is not filling."""
         if H is None or H.shape != (self.shape[1],) * 2:
             found = "none" if H is None else f"shape {tuple(H.shape)}"
-            raise ValueError(f"weighted codebooks need the Gram matrix H of shape {(self.shape[1],) * 2}, found {found}")
+            raise ValueError(
+                f"weighted codebooks need the Gram matrix H of shape {(self.shape[1],) * 2}, found {found}"
+            )
         weight = H.diagonal().expand(self.shape)
         if self.scale is not None:
             weight = weight * self.scale.to(weight.dtype).square()

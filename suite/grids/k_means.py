@@ -2,8 +2,8 @@
 
 Lloyd's iteration (Lloyd 1957; Linde, Buzo, Gray 1980, "An Algorithm for Vector Quantizer Design", IEEE Transactions on
 Communications 28) from a start drawn by squared distance (Arthur, Vassilvitskii 2007, "k-means++: The Advantages of
-Careful Seeding"). The start draws as many centers at once as keep it to 256 rounds, as k-means|| does (Bahmani et al.
-2012, arXiv:1203.6402), so that it costs no more than one of Lloyd's iterations. A center that nothing is nearest to is
+Careful Seeding"). The start draws as many centers at once as keep it to 64 rounds, as k-means|| does (Bahmani et al.
+2012, arXiv:1203.6402), so that it costs a few of Lloyd's iterations. A center that nothing is nearest to is
 moved to the vector that is worst off. Numbers alone have an exact method, `suite.grids.lloyd_max.k_means`.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from suite.grids import lloyd_max
 
-_ROUNDS = 256
+_ROUNDS = 64
 _TOGETHER = 1 << 17  # distances computed in one go: they stay in a core's cache
 _EXACT = 256  # centers of numbers that the exact method takes
 
@@ -58,7 +58,7 @@ def k_means(
 def spread_start(x: torch.Tensor, n: int, generator: torch.Generator, weight: torch.Tensor) -> torch.Tensor:
     """`n` of the vectors `x` (m, g), drawn by weight times squared distance to those drawn before (k-means++).
 
-    In at most 256 rounds: from n > 256 on several are drawn by the same distances. Where fewer differ, the rest repeat
+    In about 64 rounds: from n > 65 on several are drawn by the same distances. Where fewer differ, the rest repeat
     the first.
     """
     squares = torch.full((len(x),), 1.0, dtype=x.dtype)
@@ -70,7 +70,7 @@ def spread_start(x: torch.Tensor, n: int, generator: torch.Generator, weight: to
             return torch.cat([centers, centers[:1].expand(n - len(centers), -1)])
         count = min(together, n - len(centers)) if len(centers) else 1
         draws = torch.rand(count, generator=generator, dtype=torch.float64) * running[-1]
-        drawn = x[torch.searchsorted(running, draws, right=True).clamp(max=_last(running)).unique()]
+        drawn = x[torch.searchsorted(running, draws, right=True).clamp(max=_last(running))].unique(dim=0)
         new = (x - drawn).square_().sum(1) if len(drawn) == 1 else assign(x, drawn)[1]
         squares = new if not len(centers) else torch.minimum(squares, new)
         centers = torch.cat([centers, drawn])
@@ -103,8 +103,9 @@ def assign(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, torch.
 
     Nearest by |c|^2 / 2 - x . c in the type of `x`: a product of matrices. Distances are then computed from x - c.
     """
-    half = centers.square().sum(1) / 2
-    found = [torch.from_numpy(torch.addmm(half, part, centers.T, alpha=-1).numpy().argmin(1))  # thrice torch's speed
-             for part in x.detach().split(max(1, _TOGETHER // len(centers)))]  # fmt: skip
+    fixed = centers.detach()
+    half = fixed.square().sum(1) / 2
+    found = [torch.from_numpy(torch.addmm(half, part, fixed.T, alpha=-1).numpy().argmin(1))  # thrice torch's speed
+             for part in x.detach().split(max(1, _TOGETHER // len(fixed)))]  # fmt: skip
     codes = torch.cat(found)
     return codes, (x - centers[codes]).square_().sum(1)
