@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from suite.grids import Integer
 from suite.grids.integer import CONVENTIONS
 
-ORDERS, GROUPS = ("given", "decreasing", "pivot"), ("static", "dynamic", "stale")
+ORDERS, GROUPS = ("given", "reversed", "decreasing", "pivot"), ("static", "dynamic", "stale")
 EPS = 2.0**-52
 CONDITION = 1e4  # of the damped Gram matrices, at most: n_in / damping = 40 / 0.01, and a margin
 

@@ -188,12 +188,20 @@ def test_codes_are_nearest_and_stay_where_they_are(promise, W):
     snapped, values = fitted.snap(W)
     assert torch.equal(snapped, codes) and torch.equal(values, Q)
     assert torch.equal(fitted.decode(fitted.nearest(Q)), Q)
-    if fitted.n_codes <= 256:
+    if promise.grid.block != (1, 1):
+        with pytest.raises(ValueError, match="cost"):
+            fitted.nearest(W, cost=torch.zeros(fitted.n_codes))
+    elif fitted.n_codes <= 256:
         penalized = fitted.decode(fitted.nearest(W, cost=torch.zeros(fitted.n_codes)))
         assert ((Q - W).abs() <= (penalized - W).abs() + promise.slack * W.abs().max()).all()
-    for columns in (slice(0, 1), slice(W.shape[1] // 2, W.shape[1]), torch.arange(W.shape[1]).flip(0)):
-        assert torch.equal(fitted.nearest(W[:, columns], columns), codes[:, columns])
-        assert torch.equal(fitted.decode(codes[:, columns], columns), Q[:, columns])
+    width, n_in = promise.grid.block[1], W.shape[1]
+    whole = torch.arange(n_in).split(width)  # the last may be short, and stays the last
+    shuffled = torch.cat([*whole[:-1][::-1], whole[-1]])
+    half = len(whole) // 2 * width
+    for columns in (slice(0, min(width, n_in)), slice(half, n_in), shuffled):
+        coded = codes[:, torch.arange(n_in)[columns][::width] // width]
+        assert torch.equal(fitted.nearest(W[:, columns], columns), coded)
+        assert torch.equal(fitted.decode(coded, columns), Q[:, columns])
 
 
 @promises
@@ -204,6 +212,10 @@ def test_neighbors_enclose(promise, W, shift):
     if found is None:
         return
     fitted, _ = found
+    if promise.grid.block != (1, 1):
+        with pytest.raises(ValueError, match="neighbors"):
+            fitted.neighbors(W)
+        return
     x = W + shift
     one, other = (fitted.decode(c) for c in fitted.neighbors(x))
     low, high = torch.minimum(one, other), torch.maximum(one, other)  # scales may be negative
