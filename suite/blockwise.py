@@ -1,7 +1,7 @@
 """Quantize one decoder block: transform, round layer by layer, put the result where the weights were."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from suite.activations import has_static_scale, quantize_activations
+from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
 from suite.kv_cache.codec import NO_TABLES, Tables
@@ -83,33 +84,32 @@ def quantize_block(
     """Quantize block `i` in place. What transforms leave unquantized is rounded to the type it is stored in.
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
-    are the calibration rows as the quantized model so far hands them to this block, for recipes that ask for them:
-    then a site is measured when everything before it is quantized; None otherwise. `original` are the same rows in the
-    unquantized model, for roundings that ask for both. `tables` are the learned ones of the block's cache.
+    are the calibration rows as the quantized model so far hands them to this block, and `original` the same rows in the
+    unquantized model, where the recipe follows them (`Recipe.streams`). With quantized inputs a site is measured when
+    everything before it is quantized. `tables` are the learned ones of the block's cache.
     """
     architecture, done = checkpoint.architecture, QuantizedBlock(tables=tables)
     read = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
     coordinates = transform_block(checkpoint, i, block, recipe, statistics, seed)
-    untransformed = _untransformed(checkpoint, i)
-    if original is not None:
+    if original is not None or recipe.adaptation is not None:
         done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
     if recipe.held_cache is not None:
         supported(evaluate_through, block, checkpoint.config, recipe.held_cache, tables)
+    tune = _tuner(checkpoint, i, block, recipe, (hidden, original), done, seed)
     for site in architecture.sites:
         first = site.layers[0]
         there, cross = coordinates.statistics[first], None
-        if hidden is None:
+        if recipe.inputs == "original" or hidden is None:
             gram = there.gram
-        elif done.unquantized is None or original is None:
+        elif not recipe.compares_inputs or done.unquantized is None or original is None:
             gram = gather(checkpoint, i, block, hidden, site).gram
         else:
             rounded = _rounding_of_inputs(recipe, float(there.max_abs.max()))
             both = (block, hidden), (done.unquantized, original)
             gram, cross = gather_cross(checkpoint, i, both, site, rounded)
-        maps = coordinates.maps.get(first, ())
-        if maps:
-            done.maps[architecture.full_name(i, first)] = maps
+        if first in coordinates.maps:
+            done.maps[architecture.full_name(i, first)] = coordinates.maps[first]
         for layer in site.layers:
             name, module = architecture.full_name(i, layer), linear(block, layer)
             target = recipe.target_of(name)
@@ -121,16 +121,71 @@ def quantize_block(
                 found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame)
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
-                pair = read[layer], coordinates.back(layer, module.weight)
-                charged = maps if layer == first else ()
-                H = statistics[first].gram
-                done.records.append(_record(name, found, pair, untransformed(layer, *pair), H, charged))
             if recipe.activations is not None:
                 max_abs = float(there.max_abs.max())
                 quantize_inputs(module, recipe.activations.grid, max_abs)
                 if has_static_scale(recipe.activations.grid):
                     done.ranges[name] = max_abs
+        tune(site)
+    done.records.extend(_records(checkpoint, i, block, done, read, coordinates, statistics))
     return done
+
+
+def _tuner(
+    checkpoint: Checkpoint,
+    i: int,
+    block: nn.Module,
+    recipe: Recipe,
+    streams: tuple[torch.Tensor | None, torch.Tensor | None],
+    done: QuantizedBlock,
+    seed: int,
+) -> Callable[[Site], None]:
+    """What is to be done when a site's layers are rounded: tune the block so far, where the recipe says so.
+
+    `streams` are the rows that enter the block in the quantized and in the unquantized model.
+    """
+    how, names = recipe.adaptation, checkpoint.architecture
+    if how is None:
+        return lambda site: None
+    assert done.unquantized is not None
+    inputs = streams[0] if how.stream != "original" else streams[1]
+    aims = streams[0] if how.stream == "quantized" else streams[1]
+    if inputs is None or aims is None:
+        raise ValueError(f"block tuning on the {how.stream} stream needs the rows that enter block {i}")
+    rows = Rows(inputs, checkpoint.run(i, done.unquantized, aims))
+    full = {layer: names.full_name(i, layer) for layer in names.layers}
+    order = [layer for layer in names.layers if recipe.target_of(full[layer]) is not None]
+
+    def tune(site: Site) -> None:
+        last, layers = site is names.sites[-1], {layer: q for layer in order if (q := done.layers.get(full[layer]))}
+        loose = tuple(layer for layer in order if layer not in layers)
+        if layers and (last or (how.weight_rate and loose)):
+            generator = generator_for(seed, f"{full[site.layers[0]]}/tuning")
+            tuned, _ = Tuning(checkpoint, i, block, how, layers, loose).run(rows, generator)
+            done.layers.update({full[layer]: q for layer, q in tuned.items()})
+
+    return tune
+
+
+def _records(
+    checkpoint: Checkpoint,
+    i: int,
+    block: nn.Module,
+    done: QuantizedBlock,
+    read: Mapping[str, torch.Tensor],
+    coordinates: Coordinates,
+    statistics: Mapping[str, LayerStatistics],
+) -> Iterator[LayerRecord]:
+    """A record of every quantized layer; `read` are the weights as they were read."""
+    untransformed = _untransformed(checkpoint, i)
+    for site in checkpoint.architecture.sites:
+        for layer in site.layers:
+            name = checkpoint.architecture.full_name(i, layer)
+            if name in done.layers:
+                pair = read[layer], coordinates.back(layer, linear(block, layer).weight)
+                charged = coordinates.maps.get(layer, ())  # by the first layer of a site alone
+                H = statistics[site.layers[0]].gram
+                yield _record(name, done.layers[name], pair, untransformed(layer, *pair), H, charged)
 
 
 def _rounding_of_inputs(recipe: Recipe, max_abs: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -296,5 +351,14 @@ def _untransformed(checkpoint: Checkpoint, i: int) -> Callable[[str, torch.Tenso
 
 
 def quantize_inputs(module: nn.Module, grid: Grid, max_abs: float) -> None:
-    """Have a linear layer's inputs rounded to `grid` from now on; `max_abs` is what a static scale is made for."""
-    module.register_forward_pre_hook(lambda _, x: (quantize_activations(x[0], grid, max_abs), *x[1:]))
+    """Have a linear layer's inputs rounded to `grid` from now on; `max_abs` is what a static scale is made for.
+
+    Gradients pass straight through (Bengio, Leonard, Courville 2013, arXiv:1308.3432).
+    """
+
+    def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = arguments[0]
+        rounded = quantize_activations(x, grid, max_abs)
+        return (rounded + (x - x.detach()) if x.requires_grad else rounded, *arguments[1:])
+
+    module.register_forward_pre_hook(hook)

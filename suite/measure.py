@@ -48,8 +48,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     packing = Packing(checkpoint, setting.save and setting.place(setting.save, pick.method, blank.cell))
     exported = _exported(bench, checkpoint, pick.method, blank.cell)
     hidden = evaluated.embed(bench.evaluation.tensor())
-    calibrating = evaluated.embed(bench.calibration.tensor()) if recipe.inputs == "quantized" else None
-    original = checkpoint.embed(bench.calibration.tensor()) if recipe.compares_inputs else None
+    calibrating = evaluated.embed(bench.calibration.tensor()) if "quantized" in recipe.streams else None
+    original = checkpoint.embed(bench.calibration.tensor()) if "original" in recipe.streams else None
     layers: list[LayerRecord] = []
     counts = CodeCounts()
     fallbacks: list[str] = []
@@ -72,7 +72,9 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         packing.add_block(i, block, done)
         if exported:
             exported.write(i, block, done.maps)
-    gram = kept.head_gram if calibrating is None else partial(gather_head, checkpoint, calibrating)
+    gram = kept.head_gram
+    if recipe.inputs == "quantized" and calibrating is not None:
+        gram = partial(gather_head, checkpoint, calibrating)
     head = quantize_head(checkpoint, recipe, gram, bench.seed)
     outside, evaluated = outside | head, evaluated.holding(weights_of(head)) if head else evaluated
     packing.add_rest(outside)

@@ -1,16 +1,17 @@
 """What quantization leaves of a matrix: codes, a fitted grid, and exactly as many bytes as it says."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from kernels.packing import pack, unpack
 from suite.coding import Ans, Coding, Fixed, entropy_bits
-from suite.grids.grid import Fitted
+from suite.grids.grid import Fitted, Tunable
 from suite.grids.stored import from_bits, to_bits
 from suite.recipe import Target, canonical, parse
 from suite.transforms import Frame
@@ -41,6 +42,35 @@ class Quantized:
         if self.frame is not None:
             Q = self.frame.as_stored().back(Q)
         return Q if self.in_scale is None else Q / self.in_scale.float()
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """The real numbers that may be adjusted while codes stay: "grid.", "frame." and what each calls them."""
+        found = {f"grid.{name}": x for name, x in self._tunable_grid().items()}
+        return found if self.frame is None else found | {f"frame.{name}": x for name, x in self.frame.tunable().items()}
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "Quantized":
+        """The same with `values`, some of `tunable`, in their place: `decode` is differentiable in them."""
+        grid, frame = self.grid, self.frame
+        if of_grid := _under("grid.", values):
+            grid = cast(Tunable, grid).tuned(self._tunable_grid() | of_grid)
+        if frame is not None and (of_frame := _under("frame.", values)):
+            frame = frame.tuned(frame.tunable() | of_frame)
+        return replace(self, grid=grid, frame=frame)
+
+    def _tunable_grid(self) -> dict[str, torch.Tensor]:
+        return cast(Tunable, self.grid).tunable() if hasattr(self.grid, "tunable") else {}
+
+    def decode(self) -> torch.Tensor:
+        """The matrix (out, in) from parameters as they are, in their type, not rounded to what is stored."""
+        Q = self.grid.decode(self.codes)
+        Q = Q if self.frame is None else self.frame.back(Q)
+        return Q if self.in_scale is None else Q / self.in_scale.to(Q)
+
+    def as_stored(self) -> "Quantized":
+        """The same with parameters as they come back from bytes."""
+        beside = [values.detach().reshape(-1).to(torch.int64) for values, _ in self.grid.beside()]
+        grid = self.grid.grid.restore(beside, self.grid.header())
+        return replace(self, grid=grid, frame=None if self.frame is None else self.frame.as_stored())
 
     @property
     def _around_bits(self) -> int:
@@ -108,6 +138,10 @@ class Quantized:
             grid = target.grid.restore(unpack(payload, target.grid.beside_widths(header)), header)
             codes = grid.codes_of([torch.from_numpy(coding.decode(stream)) for stream in streams])
         return cls(codes=codes, grid=grid, coding=coding, frame=frame, in_scale=in_scale)
+
+
+def _under(prefix: str, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): x for name, x in values.items() if name.startswith(prefix)}
 
 
 def _from_the_end(payload: bytes, sizes: list[int], what: str) -> list[bytes]:

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.activations import unsupported_activations
+from suite.adaptation.block_tuning import BlockTuning
 from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
@@ -78,7 +79,8 @@ class Recipe:
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
     Activations are quantized to nearest, token by token (`suite.activations`), and so are keys and values, as what they
-    are kept in (`suite.kv_cache`). `coding` says how the codes of all weights are stored.
+    are kept in (`suite.kv_cache`). `adaptation` is what is learned of a block once its layers are rounded. `coding`
+    says how the codes of all weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -87,6 +89,7 @@ class Recipe:
     activations: Target | None = None
     cache: CacheTarget | None = None
     inputs: Literal["original", "quantized"] = "original"
+    adaptation: BlockTuning | None = None
     coding: Coding = field(default_factory=Fixed)
 
     def __str__(self) -> str:
@@ -126,6 +129,19 @@ class Recipe:
         return self.inputs == "quantized" and any(t is not None and isinstance(t.rounding, Qronos) for t in targets)
 
     @property
+    def streams(self) -> frozenset[Literal["original", "quantized"]]:
+        """In which models calibration rows are followed from block to block: the unquantized one, the one so far."""
+        found: set[Literal["original", "quantized"]] = {"quantized"} if self.inputs == "quantized" else set()
+        if self.compares_inputs:
+            found.add("original")
+        if self.adaptation is not None:
+            if self.adaptation.stream != "original":
+                found.add("quantized")
+            if self.adaptation.stream != "quantized":
+                found.add("original")
+        return frozenset(found)
+
+    @property
     def unsupported(self) -> str | None:
         """Why this combination is skipped, or None."""
         targets = [self.weights, *(target for _, target in self.layers)]
@@ -135,6 +151,8 @@ class Recipe:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
         if self.held_cache is not None:
             reasons.append(self.held_cache.unsupported)
+        if self.adaptation is not None and not any(targets):
+            reasons.append("a block is tuned to make up for the rounding of its weights, and none are rounded")
         return next(filter(None, reasons), None)
 
 
@@ -203,7 +221,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 _CONSTRUCTORS = {
     kind.__name__: kind
-    for kind in (Recipe, Target, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS, *CACHE_PARTS)
+    for kind in (Recipe, Target, BlockTuning, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS, *CACHE_PARTS)
 }
 
 

@@ -17,7 +17,7 @@ its scale is the smallest that can be stored); a constant group is met by `real-
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -326,8 +326,20 @@ class FittedInteger:
 
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) from the parameters as they are stored, in float32."""
+        width = self.grid.scale_bits
+        stored = {name: from_bits(to_bits(x, width), width) for name, x in self.tunable().items()}
         zero = None if self.zero is None else self.zero.float()
-        return replace(self, scale=self.scale.float(), zero=zero).decode(codes)
+        return replace(self, zero=zero).tuned(stored).decode(codes)
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """Scales, and zero points where they are real numbers: (R, C)."""
+        if self.grid.convention != "real-zero" or self.zero is None:
+            return {"scale": self.scale}
+        return {"scale": self.scale, "zero": self.zero}
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedInteger":
+        """The same with these scales and zero points."""
+        return replace(self, scale=values.get("scale", self.scale), zero=values.get("zero", self.zero))
 
     def in_order(self, perm: torch.Tensor) -> "FittedInteger":
         """The grid with groups made of consecutive columns in the order `perm` (in,)."""

@@ -8,7 +8,7 @@ Ties go to the even code (see `suite.grids.elements`). Blocks of zeros decode to
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -276,6 +276,14 @@ class FittedScaled:
         rule = self.grid.scale
         whole = [values.to(torch.int64).reshape(-1) for values in rule.integers(self.stored)]
         return self.grid._bind(self.layout, self.element, rule.restore(whole, *self.layout.parameters))
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """Scales (R, C), where they are real numbers, one for each group."""
+        return {"scale": self.stored["scale"]} if isinstance(self.grid.scale, RealScale) else {}
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedScaled":
+        """The same with these scales."""
+        return self.grid._bind(self.layout, self.element, {**self.stored, **values})
 
     def in_order(self, perm: torch.Tensor) -> "FittedScaled":
         """The grid with groups made of consecutive columns in the order `perm` (in,)."""

@@ -18,16 +18,16 @@ Stored as hardware does: the inner grid's parameters, a position of ceil(log2 of
 of the kept values only. A width that is no multiple of `of` is padded with dropped or zero values, which are charged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 
 from kernels.packing import pack, unpack
-from suite.grids.grid import Fitted, Grid
+from suite.grids.grid import Fitted, Grid, Tunable
 from suite.grids.integer import Integer
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix, in_chunks
 from suite.grids.scaled import Scaled
@@ -201,6 +201,14 @@ class FittedSparse:
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) in float32, from the parameters as they are stored."""
         return self.inner.decode32(codes).masked_fill(~self.mask, 0.0)
+
+    def tunable(self) -> dict[str, torch.Tensor]:
+        """What the inner grid has."""
+        return cast(Tunable, self.inner).tunable()
+
+    def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedSparse":
+        """The same with these in the inner grid."""
+        return replace(self, inner=cast(Tunable, self.inner).tuned(values))
 
     def in_order(self, perm: torch.Tensor) -> "FittedSparse":
         """The same with the inner grid's groups made of consecutive columns in the order `perm` (in,)."""

@@ -27,8 +27,8 @@ def open_reference():
         turned = turned_for(checkpoint, recipe, calibration, seed=0, threads=1)
         statistics = kept if turned is checkpoint else Calibration.of(turned, calibration, 1)
         hidden, records, fallbacks = turned.embed(ids), [], []
-        calibrating = turned.embed(calibration.tensor()) if recipe.inputs == "quantized" else None
-        original = turned.embed(calibration.tensor()) if recipe.compares_inputs else None
+        calibrating = turned.embed(calibration.tensor()) if "quantized" in recipe.streams else None
+        original = turned.embed(calibration.tensor()) if "original" in recipe.streams else None
         for i in range(turned.n_blocks):
             block = turned.block(i)
             done = quantize_block(turned, i, block, recipe, statistics.statistics(i), 0, calibrating, original)
