@@ -15,13 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from suite.activations import unsupported_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.coding import CODINGS, Coding, Exponents, Fixed
-from suite.grids import GRID_PARTS, GRIDS, Exl2, Integer, Sparse, Steps
+from suite.grids import GRID_PARTS, GRIDS, Codebooks, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
-from suite.rounding import ROUNDINGS, WHOLE, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
+from suite.rounding import ROUNDINGS, WHOLE, Additive, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Target:
                 return f"half-quadratic rounding moves the zero points of integers, the grid is {canonical(self.grid)}"
             if self.grid.convention != "real-zero":
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
+        if isinstance(self.rounding, Additive) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 1):
+            return f"beam search takes codebooks of consecutive inputs, the grid is {canonical(self.grid)}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
         order = feedback.order if isinstance(feedback, Feedback | Qronos) else None
         if self.grid.block != (1, 1):

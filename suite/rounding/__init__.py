@@ -5,12 +5,24 @@ what did not go as asked; `Qronos` takes the cross-Gram matrix of both models' i
 also `pick` codes for single columns of a fitted grid, which is all that error feedback needs of them.
 """
 
+from suite.rounding.additive import Additive
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 from suite.rounding.feedback import WHOLE, Feedback
 from suite.rounding.half_quadratic import HalfQuadratic
 from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos)
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive)
 
-__all__ = ["ROUNDINGS", "WHOLE", "Feedback", "HalfQuadratic", "Nearest", "Qronos", "RateAware", "Rounded", "Stochastic"]
+__all__ = [
+    "ROUNDINGS",
+    "WHOLE",
+    "Additive",
+    "Feedback",
+    "HalfQuadratic",
+    "Nearest",
+    "Qronos",
+    "RateAware",
+    "Rounded",
+    "Stochastic",
+]
