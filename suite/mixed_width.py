@@ -283,14 +283,14 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 def _measure_block(
     checkpoint: Checkpoint, i: int, recipes: list[Recipe], kept: Calibration, fisher: Fisher | None, seed: int
 ) -> list[np.ndarray]:
-    """For every layer of block `i` what every candidate is (candidates, columns)."""
+    """For every layer of block `i` what every candidate is (candidates, columns), before a block is tuned."""
     statistics, information = kept.statistics(i), {} if fisher is None else fisher.block(i)
     mean_power = {layer: float(statistics[site.layers[0]].gram.diagonal().mean())
                   for site in checkpoint.architecture.sites for layer in site.layers}  # fmt: skip
     original, rows = checkpoint.block(i), []
     for recipe in recipes:
         block = checkpoint.block(i)
-        done = quantize_block(checkpoint, i, block, recipe, statistics, seed, None)
+        done = quantize_block(checkpoint, i, block, replace(recipe, adaptation=None), statistics, seed, None)
         for layer, record in zip(checkpoint.architecture.layers, done.records, strict=True):
             noise = record.weight_energy * mean_power[layer]  # E tr(E H E^T) of undirected noise as large as W
             output = record.hnmse * record.output_energy / noise if noise else 0.0

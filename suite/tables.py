@@ -19,7 +19,7 @@ from rich.table import Table
 from suite.bench import Bench, Setting, open_bench
 from suite.engine import Plan
 from suite.methods import Method
-from suite.recipe import canonical, parse
+from suite.recipe import Recipe, canonical, parse
 from suite.store import Record, Store, holds_store
 
 
@@ -180,8 +180,9 @@ def method_row(method: Method) -> dict[str, Any]:
         "name": method.name, "paper": method.paper, "arxiv": method.arxiv, "targets": list(method.targets),
         "transforms": [canonical(transform) for transform in recipe.transforms],
         "grid": target and canonical(target.grid), "rounding": target and canonical(target.rounding),
-        "cache": recipe.cache and canonical(recipe.cache), "adaptation": None, "coding": canonical(recipe.coding),
-        "inputs": recipe.inputs, "bits": list(method.bits), "needs": method.needs,
+        "cache": recipe.cache and canonical(recipe.cache),
+        "adaptation": recipe.adaptation and canonical(recipe.adaptation),
+        "coding": canonical(recipe.coding), "inputs": recipe.inputs, "bits": list(method.bits), "needs": method.needs,
         "recipe": str(method.recipe(bits=4 if 4 in method.bits else method.bits[0])),
     }  # fmt: skip
 
@@ -209,7 +210,7 @@ def print_plan(plan: Plan, store: Path, jobs: int) -> None:
         seconds, source = known.get((plan.setting.model, str(pick.recipe))), "a record in the store"
         if seconds is None:
             rate = rate or _operations_per_second()
-            seconds, source = _operations(plan, seed, pick.recipe.inputs == "quantized") / rate, "operations"
+            seconds, source = _operations(plan, seed, pick.recipe) / rate, "operations"
         total += seconds
         console.print(f"{pick.method} at {pick.bits} bits, seed {seed}: about {number(seconds, 2)} s, from {source}; "
                       f"{pick.recipe}", highlight=False, markup=False, soft_wrap=True)  # fmt: skip
@@ -235,13 +236,18 @@ def _operations_per_second() -> float:
     return 10 * 2 * a.numel() * b.shape[1] / (time.perf_counter() - begun)
 
 
-def _operations(plan: Plan, seed: int, twice: bool) -> float:
+def _operations(plan: Plan, seed: int, recipe: Recipe) -> float:
     """Multiply-adds of a cell's forward passes, times two, and as much again for what is not a matrix product.
 
-    Calibrating on quantized inputs runs the calibration rows through every block about four times.
+    Calibrating on quantized inputs runs the calibration rows through every block about four times, and every epoch of
+    tuning a block once forth and, for two forward passes' worth, back.
     """
     bench = open_bench(plan.setting, seed)
     parameters = sum(t.numel() for t in bench.checkpoint.skeleton.parameters())
-    calibrating = 4 * bench.calibration.rows.size if twice and isinstance(bench, Bench) else 0
+    passes = 4 if recipe.inputs == "quantized" else 0
+    if recipe.adaptation is not None:
+        sites = len(bench.checkpoint.architecture.sites) if recipe.adaptation.weight_rate else 1
+        passes += 3 * recipe.adaptation.epochs * sites
+    calibrating = passes * bench.calibration.rows.size if isinstance(bench, Bench) else 0
     tokens = bench.evaluation.rows.size + calibrating
     return 2 * 2.0 * parameters * tokens

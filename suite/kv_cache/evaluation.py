@@ -36,12 +36,19 @@ class OneShot:
         return self._one(self._sides.keys, key_states), self._one(self._sides.values, value_states)
 
     def _one(self, side: Side, states: torch.Tensor) -> Versions:
-        shown, n_bytes = entering(side, states.transpose(1, 2))
+        shown, n_bytes = entering(side, states.detach().transpose(1, 2))
         self._n_bytes += n_bytes
         rows, n = len(states), states.shape[2]
-        rounded = shown.rounded.transpose(1, 2)
-        exact = rounded if shown.exact is shown.rounded else shown.exact.transpose(1, 2)
+        rounded = _straight_through(states, shown.rounded.transpose(1, 2))
+        exact = rounded
+        if shown.exact is not shown.rounded:
+            exact = _straight_through(states, shown.exact.transpose(1, 2))
         return Versions(exact, rounded, shown.since.expand(rows, n), torch.zeros(rows, dtype=torch.int64))
+
+
+def _straight_through(states: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """What is held of `states`, with their gradient (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
+    return held + (states - states.detach()) if states.requires_grad else held
 
 
 def evaluate_through(block: nn.Module, config: Any, target: CacheTarget, tables: Tables = NO_TABLES) -> OneShot:
