@@ -104,8 +104,8 @@ def quantize_matrix(
     charged, since there is no layer before it to absorb them. `Xq` (tokens, in) are the inputs that the quantized model
     has in place of `X` at the same tokens: H is then theirs, and Qronos corrects the difference; without it, as with
     H alone, Qronos takes the inputs for matched. What a recipe says of a whole model, `inputs` and `adaptation`, has no
-    part in this. `options` go to the method. Raises `ValueError` for shapes that do not fit, a method that needs what is
-    not given, and an unsupported combination.
+    part in this. `options` go to the method. Raises `ValueError` for shapes that do not fit, a method that needs what
+    is not given, and an unsupported combination.
 
     >>> q = quantize_matrix(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), method="rtn", bits=2, group=4)
     >>> q.dequantize(), q.n_bits
