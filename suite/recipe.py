@@ -18,10 +18,21 @@ from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Codebooks, Exl2, Integer, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
-from suite.rounding import ROUNDINGS, WHOLE, Additive, Feedback, HalfQuadratic, Nearest, Qronos, RateAware, Stochastic
+from suite.rounding import (
+    ROUNDINGS,
+    WHOLE,
+    Additive,
+    Feedback,
+    GroupFeedback,
+    HalfQuadratic,
+    Nearest,
+    Qronos,
+    RateAware,
+    Stochastic,
+)
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,8 @@ class Target:
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
         order = feedback.order if isinstance(feedback, Feedback | Qronos) else None
         if self.grid.block != (1, 1):
+            if isinstance(self.rounding, GroupFeedback):
+                return f"groups of columns rounded at once have values coded one by one, not in {self.grid.block}"
             if isinstance(feedback, Stochastic) or getattr(feedback, "pick", Nearest()) != Nearest():
                 return f"values coded together are rounded to the nearest code, not by {canonical(self.rounding)}"
             if self.grid.block[1] > 1 and isinstance(feedback, Qronos):

@@ -18,12 +18,13 @@ import torch
 from kernels.packing import pack, unpack
 from suite.grids.elements import ELEMENTS, Element, Table, code_type
 from suite.grids.layout import ALL, Axis, Columns, Group, Groups, Layout, check_group, check_matrix, in_chunks
+from suite.grids.least_squares import LeastSquares
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.nested import DoubleQuantized, TwoLevel
 from suite.grids.scales import PowerOfTwo, RealScale, Stored, Unscaled
 from suite.grids.stored import from_bits, to_bits
 
-Scale = RealScale | PowerOfTwo | TwoLevel | DoubleQuantized | Unscaled
+Scale = RealScale | LeastSquares | PowerOfTwo | TwoLevel | DoubleQuantized | Unscaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from suite.methods.awq import AWQ
+from suite.methods.billm import BILLM
 from suite.methods.cerwu import CERWU
 from suite.methods.dfloat11 import DFLOAT11
 from suite.methods.duquant import DUQUANT
@@ -23,13 +24,15 @@ from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
 from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
+from suite.methods.pb_llm import PB_LLM
 from suite.methods.qronos import QRONOS
 from suite.methods.quarot import QUAROT
+from suite.methods.residual_binary import RESIDUAL_BINARY
 from suite.methods.rtn import RTN
 from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
 from suite.methods.spinquant import SPINQUANT
-from suite.methods.ternary import BINARY, TERNARY
+from suite.methods.ternary import BINARY, TERNARY, TERNARY_REFIT
 from suite.methods.watersic import WATERSIC
 
 METHODS: tuple[Method, ...] = (
@@ -37,9 +40,11 @@ METHODS: tuple[Method, ...] = (
     RTN, GPTQ, GPTQ_STOCHASTIC, SMOOTHQUANT, AWQ, HQQ,
     # number formats
     FP8, FP8_E5M2, FP6, FP6_E2M3, FP4, MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8, NVFP4, NF4, NF2, LLOYD_MAX,
-    K_MEANS, TERNARY, BINARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
+    K_MEANS, TERNARY, TERNARY_REFIT, BINARY, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q4_0, Q8_0,
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
+    # below three bits
+    PB_LLM, BILLM, RESIDUAL_BINARY,
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # caches

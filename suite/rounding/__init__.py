@@ -8,17 +8,19 @@ also `pick` codes for single columns of a fitted grid, which is all that error f
 from suite.rounding.additive import Additive
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 from suite.rounding.feedback import WHOLE, Feedback
+from suite.rounding.group_feedback import GroupFeedback
 from suite.rounding.half_quadratic import HalfQuadratic
 from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive)
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive, GroupFeedback)
 
 __all__ = [
     "ROUNDINGS",
     "WHOLE",
     "Additive",
     "Feedback",
+    "GroupFeedback",
     "HalfQuadratic",
     "Nearest",
     "Qronos",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernels.packing import pack, unpack
 from suite.grids import (
     GRIDS,
+    BellSplit,
     BFloat16,
     DoubleQuantized,
     Exl2,
@@ -19,8 +20,11 @@ from suite.grids import (
     Gguf,
     Integer,
     KMeansTable,
+    LeastSquares,
+    PartlyBinary,
     PowerOfTwo,
     RealScale,
+    ResidualBinary,
     Scaled,
     Sparse,
     Steps,
@@ -85,6 +89,8 @@ PROMISES = [
     Promise(Scaled(element="nf2", group=64, scale=DoubleQuantized(stored_first=True), axis="flat"), constant=2.0**-20),
     Promise(Scaled(element="ternary", group=16, scale=RealScale(statistic="absmean")), odd=True),
     Promise(Scaled(element="binary", group=16, scale=RealScale(statistic="absmean")), zero=False),
+    Promise(Scaled(element="ternary", group=16, scale=LeastSquares(starts=(1.0, 2.0))), odd=True),
+    Promise(Scaled(element="binary", group=16, scale=LeastSquares()), zero=False),
     Promise(Scaled(element="seq3", group="row"), odd=True, constant=1 / 3 + 2.0**-10),
     Promise(Scaled(element="seq4", group="row"), zero=False, constant=1 / 4 + 2.0**-10),
     Promise(Scaled(element="unbalanced", group="row", scale=RealScale(signed=True))),
@@ -104,6 +110,10 @@ PROMISES = [
     # cells are whole steps and levels centroids: the nearest level may be another one's
     Promise(Steps(bits=2.37), constant=2.0**-13, slack=1),
     Promise(Steps(bits=4, spacing="pivots", centers=2), constant=2.0**-13, slack=1),
+    Promise(ResidualBinary(orders=1, group=16)), Promise(ResidualBinary(orders=3, group="row")),
+    Promise(ResidualBinary(orders=4, group=24, scales="greedy")),
+    Promise(PartlyBinary(group=16)), Promise(PartlyBinary(salient=0.3, score="magnitude", average="all"), constant=1.0),
+    Promise(BellSplit(group=16)), Promise(BellSplit(score="magnitude", membership="nearest", center=False)),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid
