@@ -23,8 +23,10 @@ from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
 # Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white, and a dark
-# red, a violet and a grey
-COLORS = ("#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#5b3a99", "#767676")
+# red, a violet, an olive and a grey
+COLORS = (
+    "#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#5b3a99", "#5f6b00", "#767676",
+)  # fmt: skip
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
 STYLE = {
     "axes.axisbelow": True,
@@ -73,8 +75,13 @@ def span(drawn: list[Mark]) -> tuple[float, float]:
     return max(0.0, low - margin), high + margin / 2
 
 
-def draw(field: str, drawn: list[Mark], curves: Sequence[Curve], rates: np.ndarray) -> Figure:
-    """Marks with error bars, their front as a staircase, and reference lines at `rates`; the axes cover the marks."""
+def draw(
+    field: str, drawn: list[Mark], curves: Sequence[Curve], rates: np.ndarray, beside: str | None = None
+) -> Figure:
+    """Marks with error bars, their front as a staircase, and reference lines at `rates`; the axes cover the marks.
+
+    From every mark a thin line leads to its bits as the records' field `beside` has them.
+    """
     bpw = np.array([m.bpw for m in drawn])
     reached = [y for m in drawn for y in (m.value + m.error, max(m.value - m.error, m.value / 3))]
     shown = [y for y in (*reached, *(y for c in curves for y in c.at(bpw))) if y > 0]
@@ -88,7 +95,7 @@ def draw(field: str, drawn: list[Mark], curves: Sequence[Curve], rates: np.ndarr
         ax = figure.add_subplot()
         scale(ax, rates, bottom, high * room)
         ax.set(xlabel="true bits per weight, everything stored counted", ylabel=_LABELS[field])
-        draw_marks(ax, drawn, field, bottom)
+        draw_marks(ax, drawn, field, bottom, beside=beside)
         if field in QUALITY:
             draw_front(ax, drawn, bottom)
         for c in curves:
@@ -125,13 +132,15 @@ def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
 
     Methods of no family come last, in alphabetical order, with what looks are left, over again if they are too many.
     """
-    looks = {m: (_SHAPES[i], color) for family, color in zip(FAMILIES.values(), COLORS, strict=False)
+    looks = {m: (_SHAPES[i], color) for family, color in zip(FAMILIES.values(), COLORS, strict=True)
              for i, m in enumerate(family)}  # fmt: skip
     left = (look for color in reversed(COLORS) for shape in _SHAPES if (look := (shape, color)) not in looks.values())
     return looks | dict(zip(sorted(set(methods) - set(looks)), cycle(list(left)), strict=False))
 
 
-def draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float, rate: str = "bpw") -> None:
+def draw_marks(
+    ax: Axes, drawn: list[Mark], field: str, bottom: float, rate: str = "bpw", beside: str | None = None
+) -> None:
     """Every point with its error bar and its seeds, which lie at their `rate`, and a legend entry for each method."""
     looks = _looks(m.point.method for m in drawn)
     for m in drawn:
@@ -144,8 +153,8 @@ def draw_marks(ax: Axes, drawn: list[Mark], field: str, bottom: float, rate: str
         if len(m.point.records) > 1:
             seeds = m.point.values(rate), m.point.values(field)
             ax.plot(*seeds, "_", color=color, markersize=7, alpha=alpha, zorder=2)
-        if field == "nmse" and np.isfinite(entropy := m.point.mean("bpw_entropy")):
-            ax.plot([entropy, m.bpw], [y, y], "-", marker="|", markersize=5, color=color, linewidth=0.8, zorder=2)
+        if beside is not None and np.isfinite(other := m.point.mean(beside)):
+            ax.plot([other, m.bpw], [y, y], "-", marker="|", markersize=5, color=color, linewidth=0.8, zorder=2)
         face = color if strong else "none"
         ax.plot(m.bpw, y, shape, color=color, markerfacecolor=face, markersize=6.5, alpha=alpha, zorder=3,
                 clip_on=m.value > 0)  # fmt: skip

@@ -6,14 +6,14 @@ as if scaled to unit mean square. All functions are pure.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 
-from reports.frontier import Mark, Point, Study, marks, pareto_front
-from suite.store import CodedSize, Histogram, Record, Store, WeightShape
+from reports.frontier import LOW_BITS, Mark, Point, Study, marks, pareto_front
+from suite.store import CodedSize, Histogram, LayerRecord, Record, Store, WeightShape
 from theory.blahut_arimoto import RateDistortion, rate_distortion
 from theory.rate_distortion import reverse_waterfilling_rate
 from theory.sources import GaussianMixture, Laplace
@@ -139,11 +139,15 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy:
-    """Everything that the entropy page shows of a store."""
+    """Everything that the entropy page shows of a store.
+
+    `errors` are those of records of few bits, by cell, code and environment: `nmse` as `Total` has it.
+    """
 
     studies: tuple[tuple[Study, tuple[Shown, ...]], ...]
     sizes: tuple[CodedSize, ...]
     shapes: tuple[WeightShape, ...]
+    errors: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> tuple[Model, ...]:
@@ -189,6 +193,15 @@ class Entropy:
                 found[model] = Limits(mixture=mixture, curves=curves)
         return found
 
+    def error_of(self, point: Point) -> float:
+        """The error of a point of few bits, averaged over seeds; NaN where layers were not recorded."""
+        return float(np.mean([self.errors.get((r.cell, r.code, r.env), np.nan) for r in point.records]))
+
+    def limits_of(self, study: Study) -> Limits | None:
+        """R(D) for the model of a study, if its weights were counted."""
+        by_model = {(m.name, m.sha256): limits for m, limits in self.limits.items()}
+        return by_model.get((study.model, study.model_sha256))
+
     @property
     def anything(self) -> bool:
         """Whether there is anything for a page to say."""
@@ -197,15 +210,24 @@ class Entropy:
 
 def read_entropy(store: Store, studies: Sequence[Study]) -> Entropy:
     """What a store holds about entropy, for its studies."""
-    found = []
+    found, errors = [], {}
     for study in studies:
         shown = []
         for point in study.points:
+            if point.mean("bpw") <= LOW_BITS:
+                errors |= {(r.cell, r.code, r.env): _mean_error(store.layers(r)) for r in point.records}
             histograms = store.histograms(point.records[0])
             shown += [Shown(record=point.records[0], histogram=h, alphabets=len(histograms))
                       for h in histograms if h.counts.sum()]  # fmt: skip
         found.append((study, tuple(shown)))
-    return Entropy(studies=tuple(found), sizes=tuple(store.coded_sizes()), shapes=tuple(store.weight_shapes()))
+    sizes, shapes = tuple(store.coded_sizes()), tuple(store.weight_shapes())
+    return Entropy(studies=tuple(found), errors=errors, sizes=sizes, shapes=shapes)
+
+
+def _mean_error(layers: Sequence[LayerRecord]) -> float:
+    """The mean of `nmse` over weights: every layer as if scaled to unit mean square. NaN without layers."""
+    weights = np.array([layer.n_out * layer.n_in for layer in layers])
+    return float(weights @ [layer.nmse for layer in layers] / weights.sum()) if layers else np.nan
 
 
 def _stage(key: tuple[str, str]) -> tuple[int, str, str]:

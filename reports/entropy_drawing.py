@@ -141,6 +141,23 @@ def draw_gaps(models: Sequence[Model], totals: Sequence[Total],
     return _dot_panels(models, totals, labels, panel, handles, "bits per weight above the rate-distortion function")
 
 
+def draw_distances(above: Sequence[Mark]) -> Figure:
+    """Marks whose values are bits above a limit, which is a line at 0, over true bits."""
+    with matplotlib.rc_context(STYLE):
+        legend_rows = -(-len({m.point.method for m in above}) // 4)
+        figure = Figure(figsize=(6.6, 4.1 + 0.2 * legend_rows))
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+        low, high = min(0.0, *(m.value for m in above)), max(m.value for m in above)
+        ax.set(xlim=span(list(above)), ylim=(low - 0.1, high + 0.1),
+               xlabel="true bits per weight, everything stored counted",
+               ylabel="bits above R(D) of the fitted mixture")  # fmt: skip
+        ax.axhline(0, color=GREY, linewidth=1, zorder=1)
+        draw_marks(ax, list(above), "nmse", low - 0.1)
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8.5)
+        return figure
+
+
 def _labels(totals: Sequence[Total]) -> list[str]:
     """Row labels from the top: the widest formats first."""
     return list(dict.fromkeys(t.label for t in sorted(totals, key=lambda t: (-t.bits, t.format))))

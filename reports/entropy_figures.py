@@ -1,10 +1,12 @@
 """The figures of the entropy page: each with a caption, a description in words, and its numbers with their origin."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from reports.drawing import label
 from reports.entropy import (
     CODERS,
     FLOATS,
@@ -26,6 +28,7 @@ from reports.entropy import (
 from reports.entropy_drawing import (
     coder_name,
     draw_coded,
+    draw_distances,
     draw_efficiency,
     draw_gains,
     draw_gaps,
@@ -34,7 +37,7 @@ from reports.entropy_drawing import (
     draw_sizes,
 )
 from reports.figures import Plot
-from reports.frontier import Mark, Study
+from reports.frontier import LOW_BITS, Mark, Study, marks
 
 ORIGIN = ("from", "code version", "environment", "command")  # the last columns of every table
 
@@ -45,9 +48,10 @@ def model_plots(found: Entropy) -> list[Plot]:
     return [plot for plot in made if plot]
 
 
-def study_plots(study: Study, shown: Sequence[Shown]) -> list[Plot]:
+def study_plots(found: Entropy, study: Study, shown: Sequence[Shown]) -> list[Plot]:
     """The figures of a study's records."""
-    return [plot for plot in (coded_plot(study), histograms_plot(shown)) if plot]
+    made = (coded_plot(study), distances_plot(found, study), histograms_plot(shown))
+    return [plot for plot in made if plot]
 
 
 def sizes_plot(found: Entropy) -> Plot | None:
@@ -247,6 +251,36 @@ def coded_plot(study: Study) -> Plot | None:
     description = f"Front of coded bits: {'; '.join(words)}. Front of stored bits: {'; '.join(before)}."
     return _plot("coded", "Divergence against coded bits", caption, description, header, rows,
                  draw_coded(coded, stored))  # fmt: skip
+
+
+def distances_plot(found: Entropy, study: Study) -> Plot | None:
+    """Stored bits above R(D) of the mixture fitted to the weights, for recipes of few bits; None without either."""
+    limits = found.limits_of(study)
+    errors = {id(p): nmse for p in study.points if 0 < (nmse := found.error_of(p)) < np.inf}
+    if limits is None or not errors:
+        return None
+    rates = {key: limits.rates(nmse) for key, nmse in errors.items()}
+    kept = [m for m in marks(study.points, "nmse") if id(m.point) in errors and m.drawn]
+    above = [replace(m, value=m.bpw - rates[id(m.point)]["variance mixture"], error=0.0) for m in kept]
+    below = [f"{label(m)} by {-m.value:.3f} bits" for m in above if m.value < 0]
+    caption = (
+        f"Recipes of up to {LOW_BITS:g} true bits: how many bits fewer the best code of any length would need for the "
+        "same squared error, if the weights, each layer at unit variance, were independent samples of the mixture of "
+        "zero-mean Gaussians fitted to them. Filled are methods that see no data; those that minimize the error of the "
+        "outputs pay for it here. They are no such samples, so a point below the line is a finding; here: "
+        f"{', '.join(below) or 'none'}."
+    )
+    header = ("method", "recipe", "bits", "seeds", "bpw", "nmse", *(f"R(D), {s}" for s in SOURCES),
+              "R(D), variances known", *(f"bpw above {s}" for s in SOURCES))  # fmt: skip
+    rows = []
+    for m in above:
+        p, nmse, R = m.point, errors[id(m.point)], rates[id(m.point)]
+        numbers = [m.bpw, nmse, *R.values(), limits.known_variances(nmse), *(m.bpw - R[s] for s in SOURCES)]
+        rows.append((p.method, p.recipe, _text(p.bits, "g"), str(len(p.records)), *(_text(x, ".4f") for x in numbers),
+                     *_traces(m)))  # fmt: skip
+    words = [f"{label(m)}: {m.value:.2f} bits above at {m.bpw:.2f}" for m in sorted(above, key=lambda m: m.value)]
+    return _plot("distance", "Few bits: distance to the rate-distortion function", caption, " ".join(_end(words)),
+                 header, rows, draw_distances(above))  # fmt: skip
 
 
 _FORMAT = ("model", "format", "recipe", "bits", "group", "weights")

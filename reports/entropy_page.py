@@ -24,7 +24,7 @@ def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:
                                 plots=tuple(plots), verdicts={"gain": verdicts}))  # fmt: skip
     names = {id(study): name for study, name, _ in drawn}
     for study, shown in found.studies:
-        if plots := study_plots(study, shown):
+        if plots := study_plots(found, study, shown):
             sections.append(_of_study(study, names[id(study)], plots, [s for s, _ in found.studies]))
     return sections
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reports.drawing import QUALITY, Curve, draw, label, save, span
-from reports.frontier import DATA_FREE, Mark, Study, feedback_floor, marks
+from reports.frontier import DATA_FREE, LOW_BITS, Mark, Study, feedback_floor, marks
 from theory.rate_distortion import ecsq_distortion, gaussian_distortion
 
 _FRONT = "Filled markers are on the Pareto front; hollow ones are beaten by a point that needs no more bits."
@@ -37,7 +37,8 @@ class Plot:
 
 def plots(study: Study) -> list[Plot]:
     """The figures that the study has numbers for."""
-    made = (kl_plot(study), perplexity_plot(study), weight_error_plot(study), output_error_plot(study))
+    made = (kl_plot(study), low_bits_plot(study), perplexity_plot(study), weight_error_plot(study),
+            output_error_plot(study))  # fmt: skip
     return [plot for plot in made if plot]
 
 
@@ -48,6 +49,20 @@ def kl_plot(study: Study) -> Plot | None:
         "standard error of the paired comparison. " + _FRONT
     )
     return _plot("kl", "Divergence from the unquantized model", caption, marks(study.points, "kl", "kl_se"))
+
+
+def low_bits_plot(study: Study) -> Plot | None:
+    """The same below `LOW_BITS`, with the bits that each point is named after; None if there is no finite one."""
+    points = [p for p in study.points if p.mean("bpw") <= LOW_BITS]
+    caption = (
+        "The same for few bits. A thin line leads to the width that a method is called by, which is what its codes "
+        "take, or what its paper claims: the rest are scales, masks, signs and codebooks, which on matrices as small "
+        "as these are anything but free. "
+    )
+    found = marks(points, "kl", "kl_se")
+    return _plot(
+        "kl", "Few bits: what is claimed and what is stored", caption + _FRONT, found, beside="bits", key="low"
+    )
 
 
 def perplexity_plot(study: Study) -> Plot | None:
@@ -72,7 +87,8 @@ def weight_error_plot(study: Study) -> Plot | None:
         "Squared weight error of the methods that see no data. A thin line to the left ends at the bits the same codes "
         "would take at their empirical entropy. "
     )
-    return _plot("nmse", "Weight error and the Gaussian limit", caption, marks(points, "nmse"), curves)
+    title = "Weight error and the Gaussian limit"
+    return _plot("nmse", title, caption, marks(points, "nmse"), curves, beside="bpw_entropy")
 
 
 def output_error_plot(study: Study) -> Plot | None:
@@ -90,8 +106,20 @@ def output_error_plot(study: Study) -> Plot | None:
     return _plot("hnmse", "Output error and the water-filling limit", caption, found, curves)
 
 
-def _plot(field: str, title: str, caption: str, found: list[Mark], curves: Sequence[Curve] = ()) -> Plot | None:
-    """The figure of `field`, or None where nothing can be drawn; the first of `curves` is the limit."""
+def _plot(
+    field: str,
+    title: str,
+    caption: str,
+    found: list[Mark],
+    curves: Sequence[Curve] = (),
+    *,
+    beside: str | None = None,
+    key: str | None = None,
+) -> Plot | None:
+    """The figure of `field`, or None where nothing can be drawn; the first of `curves` is the limit.
+
+    `beside` is as in `draw`, `key` another name for the figure's files.
+    """
     drawn = [m for m in found if m.drawn]
     if not drawn:
         return None
@@ -106,7 +134,7 @@ def _plot(field: str, title: str, caption: str, found: list[Mark], curves: Seque
     header = ("method", "recipe", "bits", "seeds", "bpw", field, "standard error", "lowest seed", "highest seed")
     rates = np.linspace(*span(drawn), 100)
     return Plot(
-        key=field,
+        key=key or field,
         title=title,
         caption=caption,
         description=_describe(field, drawn, curves, len(found) - len(drawn)),
@@ -114,7 +142,7 @@ def _plot(field: str, title: str, caption: str, found: list[Mark], curves: Seque
         rows=tuple(_row(m, field, curves) for m in found),
         curves=tuple((c.name, repr(float(x)), repr(float(y)))
                      for c in curves for x, y in zip(rates, c.at(rates), strict=True)),
-        figure=draw(field, drawn, curves, rates),
+        figure=draw(field, drawn, curves, rates, beside),
     )  # fmt: skip
 
 

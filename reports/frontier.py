@@ -20,10 +20,11 @@ FAMILIES = {
     "integers": ("rtn", "gptq", "gptq-stochastic", "hqq", "awq", "smoothquant"),
     "floating point": ("fp8", "fp8-e5m2", "fp6", "fp6-e2m3", "fp4"),
     "microscaling": ("mxfp4", "mxfp6", "mxfp6-e3m2", "mxfp8", "mxfp8-e5m2", "mxint8", "nvfp4"),
-    "tables": ("lloyd-max", "k-means", "nf4", "nf2", "ternary", "binary"),
+    "tables": ("lloyd-max", "k-means", "nf4", "nf2", "ternary", "ternary-refit", "binary"),
     "GGUF": ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q8_0"),
     "sparse, mixed": ("magnitude-24", "wanda-24", "sparsegpt-24", "exl2"),
     "entropy-coded": ("dfloat11", "ecf8", "entrollm", "ecsq", "cerwu", "watersic"),
+    "below three bits": ("quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm", "residual-binary"),
     "coordinates": ("qronos", "quarot", "spinquant", "expansion", "duquant"),
     "caches": ("kivi", "kvquant"),
 }
@@ -36,6 +37,7 @@ FEEDBACK = (
     "gptq", "gptq-stochastic", "qronos", "quarot", "spinquant", "expansion", "sparsegpt-24", "exl2", "cerwu",
     "watersic",
 )  # fmt: skip
+LOW_BITS = 3.5  # true bits up to which the regime below three bits is drawn: what is kept beside codes comes on top
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
 MOST_BITS = 12  # beyond which a point is not drawn: only blocks that hardly fit a matrix's width take more
 _SAME_PERPLEXITY = 1e-3  # relative; environments differ by rounding, other tokens or lengths by percents

@@ -8,6 +8,7 @@ from reports.frontier import Point, Study
 from suite.store import (
     CodedSize,
     Histogram,
+    LayerRecord,
     OutlierRow,
     Record,
     SalienceRow,
@@ -161,13 +162,21 @@ def histograms(r):
     return [Histogram(stream=i, levels=levels, counts=counts) for i in range(2 if r.method == "hqq" else 1)]
 
 
+def layer_records(r):
+    """Two layers of unequal size and error, of the record's mean."""
+    one = dict(group_size=64, n_bits=1000, entropy_bits=900.0, coded_bits=950, hnmse=r.hnmse, weight_energy=1.0,
+               output_energy=1.0)  # fmt: skip
+    return [LayerRecord(layer=f"layer.{i}", n_out=32 * (1 + 2 * i), n_in=64, nmse=(1.5, 5 / 6)[i] * r.nmse, **one)
+            for i in range(2)]  # fmt: skip
+
+
 def fill_entropy(path, found):
     """A store of records with histograms, coded sizes and the shapes of weights."""
     fill(path, found)
     with Store(path) as store:
         for r in found:
             if r.status == "ok" and r.bits and r.bits <= 8:
-                store.put(r, histograms=histograms(r))
+                store.put(r, layers=layer_records(r), histograms=histograms(r))
         store.put_sizes(coded_sizes(), weight_shapes())
     return path
 

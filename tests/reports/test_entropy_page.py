@@ -12,6 +12,7 @@ from reports.command import read
 from reports.entropy_figures import ORIGIN
 from reports.entropy_page import draw_entropy, render_entropy
 from reports.figures import csv_text, png, svg
+from reports.frontier import LOW_BITS
 from reports.page import draw, render
 from suite.store import Histogram, Store
 
@@ -40,14 +41,14 @@ def test_every_question_has_its_figure(sections):
     assert [(s.stem, [p.key for p in s.plots]) for s in sections] == [
         ("entropy", ["coders", "gain", "gap", "efficiency", "parts"]),
         ("entropy-org-larger-1b", ["coded", "histograms"]),
-        ("entropy-tiny", ["coded", "histograms"]),
+        ("entropy-tiny", ["coded", "distance", "histograms"]),
     ]
 
 
 def test_the_page_refers_to_itself_stands_alone_and_can_be_heard(html, page):
     refers_to_itself(page, others=("report.html",))
     stands_alone(html, page)
-    can_be_heard(page, 9)
+    can_be_heard(page, 10)
 
 
 def test_every_row_names_its_record_or_model_and_its_command(sections, html):
@@ -85,6 +86,24 @@ def test_gaps_are_bits_less_limits(sections):
             assert float(r[f"coded above {source}"]) == pytest.approx(float(r["ANS bpw"]) - limit, abs=2e-4)
             assert limit <= float(r["R(D), Gaussian"]) + 1e-3
         assert float(r["R(D), variances known"]) <= float(r["R(D), variance mixture"]) + 1e-3
+
+
+def test_distances_are_true_bits_less_the_limit_of_the_mean_error(sections):
+    plot = plot_of(sections, "entropy-tiny", "distance")
+    rows, of_low = list(csv.DictReader(io.StringIO(csv_text(plot)))), {}
+    for r in records():
+        if r.model == "tiny" and r.status == "ok" and r.code == "1.0+abc" and r.bpw <= LOW_BITS:
+            of_low.setdefault((r.method, f"{r.bits:g}"), []).append(r)
+    assert {(r["method"], r["bits"]) for r in rows} == set(of_low)
+    for r in rows:
+        nmse = np.mean([one.nmse for one in of_low[r["method"], r["bits"]]])
+        assert float(r["nmse"]) == pytest.approx(nmse, abs=1e-4)
+        assert float(r["R(D), Gaussian"]) == pytest.approx(-np.log2(nmse) / 2, abs=1e-3)
+        for source in ("Gaussian", "Laplace", "variance mixture"):
+            gap = float(r["bpw"]) - float(r[f"R(D), {source}"])
+            assert float(r[f"bpw above {source}"]) == pytest.approx(gap, abs=2e-4)
+    below = [r for r in rows if float(r["bpw above variance mixture"]) < 0]
+    assert all(f"{r['method']} {r['bits']} by " in plot.caption for r in below)
 
 
 def test_histograms_have_all_their_counts(sections):

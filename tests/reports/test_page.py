@@ -22,7 +22,7 @@ def page(html):
 def test_the_page_refers_to_itself_stands_alone_and_can_be_heard(html, page):
     refers_to_itself(page)
     stands_alone(html, page)
-    can_be_heard(page, 8)
+    can_be_heard(page, 10)
 
 
 def test_every_record_and_its_command_appear(html):
