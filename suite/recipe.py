@@ -22,6 +22,7 @@ from suite.rounding import (
     ROUNDINGS,
     WHOLE,
     Additive,
+    Descent,
     Feedback,
     GroupFeedback,
     HalfQuadratic,
@@ -32,7 +33,7 @@ from suite.rounding import (
 )
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback
+Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback | Descent
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Target:
         if isinstance(self.rounding, Additive) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 1):
             return f"beam search takes codebooks of consecutive inputs, the grid is {canonical(self.grid)}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
+        feedback = feedback.start if isinstance(feedback, Descent) else feedback
         order = feedback.order if isinstance(feedback, Feedback | Qronos) else None
         if self.grid.block != (1, 1):
             if isinstance(self.rounding, GroupFeedback):

@@ -23,7 +23,8 @@ import torch
 
 # QuIP#'s choice, no rule is known for it: where the three values of 1/2 are
 _HALVES_OF_NORM_12 = (
-    "123 023 013 012 367 357 347 356 346 345 267 257 247 256 246 245 167 157 147 156 146 045 067 057 047 056 046 014 237"
+    "123 023 013 012 367 357 347 356 346 345 267 257 247 256 246 245 "
+    "167 157 147 156 146 045 067 057 047 056 046 014 237"
 ).split()
 SIGN_BITS = (0, 4, 1, 5, 2, 6, 3, 7)  # of values 0 to 7 in the low byte
 DIGITS = 3 ** np.arange(8)  # a pattern's number: the sum over its values of (value - 1/2) 3^i

@@ -6,19 +6,22 @@ also `pick` codes for single columns of a fitted grid, which is all that error f
 """
 
 from suite.rounding.additive import Additive
+from suite.rounding.descent import Descent
 from suite.rounding.elementwise import Nearest, Rounded, Stochastic
 from suite.rounding.feedback import WHOLE, Feedback
 from suite.rounding.group_feedback import GroupFeedback
 from suite.rounding.half_quadratic import HalfQuadratic
 from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
+from suite.rounding.vector_feedback import VectorFeedback
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive, GroupFeedback)
+ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive, GroupFeedback, Descent, VectorFeedback)
 
 __all__ = [
     "ROUNDINGS",
     "WHOLE",
     "Additive",
+    "Descent",
     "Feedback",
     "GroupFeedback",
     "HalfQuadratic",
@@ -27,4 +30,5 @@ __all__ = [
     "RateAware",
     "Rounded",
     "Stochastic",
+    "VectorFeedback",
 ]
