@@ -24,12 +24,10 @@ from typing import Any, Literal
 import torch
 
 from kernels.packing import pack, unpack
+from suite.grids.bell_search import one_order, salient_columns, sparse_part, two_orders
 from suite.grids.layout import ALL, Columns, Layout, check_finite, check_group, check_matrix
 from suite.grids.saliency import Score, check_score, pivots_for
 from suite.grids.stored import from_bits, to_bits
-
-Pair = tuple[torch.Tensor, torch.Tensor]  # mu and a, (out, 1)
-_QUANTILES = (0.10, 0.90, 81)  # of the release: from, to, how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,74 +90,30 @@ class BellSplit:
             for start, x in zip(range(0, W.shape[1], self.group), W.split(self.group, dim=1), strict=True)
         ]
         salient, sparse, parameters = zip(*found, strict=True)
+        numbers = torch.stack(parameters, dim=1)
         return FittedBellSplit(
             grid=self,
             layout=layout,
             salient=torch.cat(salient),
-            parameters=torch.stack(parameters, dim=1),
+            parameters=numbers,
+            levels=_levels(numbers, self.center),
             sparse=torch.cat(sparse, dim=1).T.contiguous().T,  # error feedback reads it column after column
             pivots=pivots,
         )
 
     def split(self, x: torch.Tensor, pivots: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For a block `x` (out, k): which columns (k,) are salient, which values (out, k) sparse, and the parameters."""
+        """Of a block `x` (out, k): which columns (k,) are salient, which values (out, k) sparse, and the parameters."""
         scores = x if pivots is None else x.square() * pivots.square().to(x.dtype)
         S = scores if self.search == "scores" else x
-        salient = self._salient(S, scores.abs().sum(0))
+        salient = salient_columns(S, scores.abs().sum(0), self.most, self.center)
         sparse = torch.zeros_like(x, dtype=torch.bool)
-        sparse[:, ~salient] = self._sparse(S, salient)
-        first, second = x[:, ~salient], x[:, salient]
-        part = sparse[:, ~salient]
-        bells = [self._means(first, ~part), self._means(first, part)]
-        orders = self._orders(second, torch.ones_like(second, dtype=torch.bool))[0]
-        numbers = torch.cat([number for pair in (*bells, *orders) for number in pair], dim=1)
+        sparse[:, ~salient] = part = sparse_part(S, salient, self.center)
+        bells, two = x[:, ~salient], x[:, salient]
+        first = one_order(bells, ~part, self.center)[0], one_order(bells, part, self.center)[0]
+        orders = two_orders(two, self.center)[0]
+        numbers = torch.cat([number for pair in (*first, *orders) for number in pair], dim=1)
         numbers = numbers if self.center else numbers[:, 1::2]
         return salient, sparse, numbers.clamp(-65504, 65504).half().to(x.dtype)
-
-    def _salient(self, S: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
-        """Which columns (k,) are salient: those of the largest `totals` (k,), earlier ones first."""
-        order = torch.argsort(totals, descending=True, stable=True)
-        ranked, n = S[:, order], S.shape[1]
-        counts = range(1, min(self.most, n))
-        errors = [self._two_orders(ranked[:, :i]) + self._two_orders(ranked[:, i:]) for i in counts]
-        best = counts[errors.index(min(errors))] if errors else 0
-        return torch.zeros(n, dtype=torch.bool).index_fill_(0, order[:best], True)
-
-    def _two_orders(self, x: torch.Tensor) -> float:
-        everything = torch.ones((), dtype=torch.bool).expand_as(x)
-        return float(self._orders(x, everything)[1])
-
-    def _sparse(self, S: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
-        """Which of the values (out, k') outside salient columns are of the sparse part: those from the split on."""
-        size, x = S.abs(), S[:, ~salient]
-        if x.shape[1] == 0:
-            return torch.zeros_like(x, dtype=torch.bool)
-        at = torch.linspace(*_QUANTILES[:2], _QUANTILES[2], dtype=torch.float64)
-        ranked = (size * ~salient).flatten().sort().values
-        place = at * (len(ranked) - 1)  # the release's quantiles count salient columns as zeros, and so do these
-        low = place.floor().long()
-        borders = torch.lerp(ranked[low], ranked[(low + 1).clamp(max=len(ranked) - 1)], (place - low).to(x.dtype))
-        size = size[:, ~salient]
-        errors = [float(self._one_order(x, size < p) + self._one_order(x, size >= p)) for p in borders]
-        return size >= borders[errors.index(min(errors))]
-
-    def _means(self, x: torch.Tensor, mask: torch.Tensor) -> Pair:
-        """Mu and a (out, 1) of the values of `x` (out, k) in `mask`, row by row; 0 where there are none."""
-        count = mask.sum(1, keepdim=True).clamp(min=1)
-        mu = (x * mask).sum(1, keepdim=True) / count * self.center
-        return mu, ((x - mu).abs() * mask).sum(1, keepdim=True) / count
-
-    def _one_order(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        mu, a = self._means(x, mask)
-        return (((x - mu).abs() - a).square() * mask).sum()
-
-    def _orders(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[list[Pair], torch.Tensor]:
-        """Both pairs of the values of `x` (out, k) in `mask`, and the squared error of their greedy signs."""
-        mu, a = self._means(x, mask)
-        left = x - mu
-        left = left - torch.where(left > 0, a, -a)
-        again = self._means(left, mask)
-        return [(mu, a), again], (((left - again[0]).abs() - again[1]).square() * mask).sum()
 
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedBellSplit", torch.Tensor]:
         """The fitted grid and the codes (out, in) that `FittedBellSplit.to_bytes` wrote."""
@@ -179,7 +133,8 @@ class BellSplit:
         n_out, n_in = header["shape"]
         layout = self.layout((n_out, n_in), beside[2] if header.get("grouped") else None)
         parameters = from_bits(beside[1], 16).reshape(*layout.parameters, self.n_parameters)
-        return FittedBellSplit(grid=self, layout=layout, salient=beside[0].bool(), parameters=parameters)
+        levels = _levels(parameters, self.center)
+        return FittedBellSplit(grid=self, layout=layout, salient=beside[0].bool(), parameters=parameters, levels=levels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +150,7 @@ class FittedBellSplit:
     layout: Layout
     salient: torch.Tensor
     parameters: torch.Tensor
+    levels: torch.Tensor  # (out, blocks, 8), of parameters: by code, of other columns and of salient ones
     sparse: torch.Tensor | None = None
     pivots: torch.Tensor | None = None
 
@@ -227,40 +183,40 @@ class FittedBellSplit:
         """
         return 1 + float(self.salient.double().mean()) + 1 / self.group_size
 
-    def _levels(self, columns: Columns) -> torch.Tensor:
-        """The four levels, by code, of the given columns, broadcastable to (out, k, 4)."""
-        numbers = self.layout.expand(self.parameters, columns)
-        if self.grid.center:
-            mu, a = numbers[..., 0::2], numbers[..., 1::2]
+    def _row(self, columns: Columns) -> torch.Tensor:
+        """Where in a row of `levels`, flattened, the four of each of `columns` begin, (k,) int64."""
+        if self.layout.group_of is None:
+            block = torch.arange(self.shape[1])[columns] // self.group_size
         else:
-            mu, a = torch.zeros_like(numbers), numbers
-        low, high = mu - a, mu + a
-        bells = torch.stack([low[..., 0], high[..., 0], low[..., 1], high[..., 1]], dim=-1)
-        orders = torch.stack(
-            [first + second for first in (low[..., 2], high[..., 2]) for second in (low[..., 3], high[..., 3])], dim=-1
-        )
-        return torch.where(self.salient[columns][:, None], orders, bells)
+            block = self.layout.group_of[columns]
+        return 8 * block + 4 * self.salient[columns]
 
-    def _allowed(self, x: torch.Tensor, columns: Columns) -> torch.Tensor | None:
-        """Which codes (out, k, 4) a weight may have, or None for all."""
+    def _candidates(self, x: torch.Tensor, columns: Columns) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The four values (out, k) of every weight, by code, and which weights may not have them, or None."""
+        flat, first = self.levels.reshape(self.shape[0], -1), self._row(columns)
+        values = [flat[:, first + code] for code in range(4)]
         if self.grid.membership == "nearest":
-            return None
+            return [(value, None) for value in values]
         if self.sparse is None:
             raise ValueError("a split read back from bytes is in the codes: nothing more can be rounded by it")
-        part = torch.arange(4) >= 2
-        return self.salient[columns][:, None] | (self.sparse[:, columns][..., None] == part)
+        sparse, salient = self.sparse[:, columns], self.salient[columns]
+        never = [sparse & ~salient, ~sparse & ~salient]
+        return [(value, never[code // 2]) for code, value in enumerate(values)]
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (out, k), uint8, nearest to `x` (out, k) of those a weight may have.
 
         `cost` (4,), in squared units of `x`, is added to the squared distance to each level: the rate term.
         """
-        distance = (x[..., None] - self._levels(columns)).square()
-        distance = distance if cost is None else distance + cost
-        allowed = self._allowed(x, columns)
-        if allowed is not None:
-            distance = distance.masked_fill(~allowed, math.inf)
-        return distance.argmin(-1).to(torch.uint8)
+        codes, least = torch.zeros(x.shape, dtype=torch.uint8), torch.full_like(x, math.inf)
+        for code, (value, never) in enumerate(self._candidates(x, columns)):
+            distance = (x - value).square()
+            distance = distance if cost is None else distance + cost[code]
+            distance = distance if never is None else distance.masked_fill(never, math.inf)
+            better = distance < least
+            codes[better] = code
+            least = torch.where(better, distance, least)
+        return codes
 
     def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """The codes (out, k) nearest to `x`, and the values they stand for."""
@@ -269,26 +225,22 @@ class FittedBellSplit:
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of the two levels around `x`, of those a weight may have; outside the range both are the last level."""
-        levels = self._levels(columns).expand(*x.shape, 4)
-        allowed = self._allowed(x, columns)
-        may = torch.ones_like(levels, dtype=torch.bool) if allowed is None else allowed
+        found = self._candidates(x, columns)
+        levels = torch.stack([value for value, _ in found], dim=-1)
+        may = torch.stack([torch.ones_like(x, dtype=torch.bool) if never is None else ~never for _, never in found], -1)
         below = torch.where(may & (levels <= x[..., None]), levels, -math.inf)
         above = torch.where(may & (levels >= x[..., None]), levels, math.inf)
         low, high = below.argmax(-1), above.argmin(-1)
-        outside_low, outside_high = below.amax(-1) == -math.inf, above.amin(-1) == math.inf
-        return (
-            torch.where(outside_low, high, low).to(torch.uint8),
-            torch.where(outside_high, low, high).to(torch.uint8),
-        )
+        under, over = below.amax(-1) == -math.inf, above.amin(-1) == math.inf
+        return torch.where(under, high, low).to(torch.uint8), torch.where(over, low, high).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for, in the parameters' type."""
-        levels = self._levels(columns).expand(*codes.shape, 4)
-        return levels.gather(-1, codes.long()[..., None])[..., 0]
+        return self.levels.reshape(self.shape[0], -1).gather(1, self._row(columns) + codes)
 
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) from the parameters as they are stored, in float32."""
-        return replace(self, parameters=self._stored.float()).decode(codes)
+        return self.tuned({"parameters": self._stored.float()}).decode(codes)
 
     @property
     def _stored(self) -> torch.Tensor:
@@ -300,7 +252,8 @@ class FittedBellSplit:
 
     def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedBellSplit":
         """The same with other means and scales; `decode` is differentiable in them."""
-        return replace(self, parameters=values["parameters"])
+        parameters = values["parameters"]
+        return replace(self, parameters=parameters, levels=_levels(parameters, self.grid.center))
 
     def in_order(self, perm: torch.Tensor) -> "FittedBellSplit":
         """The grid with blocks made of consecutive columns in the order `perm` (in,)."""
@@ -312,9 +265,12 @@ class FittedBellSplit:
         """The grid with block `group` fitted anew to `x` (out, k), the values its `columns` have now."""
         assert self.sparse is not None
         marks, part, numbers = self.grid.split(x, None if self.pivots is None else self.pivots[columns])
-        salient, sparse, parameters = self.salient.clone(), self.sparse.clone(), self.parameters.clone()
+        salient, sparse, parameters, levels = (
+            t.clone() for t in (self.salient, self.sparse, self.parameters, self.levels)
+        )
         salient[columns], sparse[:, columns], parameters[:, group] = marks, part, numbers
-        return replace(self, salient=salient, sparse=sparse, parameters=parameters)
+        levels[:, group] = _levels(numbers, self.grid.center)
+        return replace(self, salient=salient, sparse=sparse, parameters=parameters, levels=levels)
 
     @property
     def n_bits(self) -> int:
@@ -353,3 +309,12 @@ class FittedBellSplit:
     def header(self) -> dict[str, Any]:
         """What the payload does not say: the shape, and whether columns name their blocks."""
         return {"shape": list(self.shape)} | ({"grouped": True} if self.layout.group_of is not None else {})
+
+
+def _levels(parameters: torch.Tensor, center: bool) -> torch.Tensor:
+    """The levels (out, blocks, 8) of parameters (out, blocks, 8) or (.., 4): of the bells, and of both orders."""
+    mu, a = (parameters[..., 0::2], parameters[..., 1::2]) if center else (torch.zeros_like(parameters), parameters)
+    low, high = mu - a, mu + a
+    bells = [end[..., part] for part in (0, 1) for end in (low, high)]
+    orders = [first[..., 2] + second[..., 3] for first in (low, high) for second in (low, high)]
+    return torch.stack([*bells, *orders], dim=-1)

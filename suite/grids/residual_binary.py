@@ -2,8 +2,9 @@
 
 Greedily (Guo, Yao, Zhao, Chen 2017, "Network Sketching", arXiv:1706.02021, Alg. 1; BiLLM's salient columns are K = 2),
 every order binarizes what the orders before it left: b_k = sign(r), s_k = mean |r|, r <- r - s_k b_k, and each takes
-exactly s_k^2 off the mean square. Refitted (the same paper's section 3.3), scales are those of least squares for the
-signs and codes the nearest for the scales, in turn, until no code moves: never worse, in any group, than greedy ones.
+exactly s_k^2 off the mean square. Refitted (Xu et al. 2018, "Alternating Multi-bit Quantization for Recurrent Neural
+Networks", arXiv:1802.00150), scales are those of least squares for the signs and codes the nearest for the scales, in
+turn, until no code moves: never worse, in any group, than greedy ones.
 At K = 2 that is the symmetric four-level quantizer of Lloyd and Max.
 
 Codes are the nearest of the 2^K sums, bit k - 1 of a code for b_k > 0; greedy signs are the same wherever no scale is

@@ -1,6 +1,6 @@
 """Error feedback from group to group: the columns of a group are rounded at once, and later groups make up for them.
 
-BiLLM's block-wise compensation (Huang et al. 2024, arXiv:2402.04291, Alg. 1, lines 12-13), which is GPTQ's between
+BiLLM's block-wise compensation (Huang et al. 2024, arXiv:2402.04291, Alg. 1), which is GPTQ's between
 blocks without its hand-off inside of one. With H + lambda I = R R^T, R upper triangular, and U = R^-1,
 
     W_later <- W_later - E U_{g,later},    E = (W_g - Q_g) R_gg,
