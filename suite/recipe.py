@@ -66,7 +66,7 @@ class Target:
         if self.grid.block != (1, 1):
             if isinstance(self.rounding, GroupFeedback):
                 return f"groups of columns rounded at once have values coded one by one, not in {self.grid.block}"
-            if isinstance(feedback, Stochastic) or getattr(feedback, "pick", Nearest()) != Nearest():
+            if isinstance(feedback, Stochastic) or (isinstance(feedback, Feedback) and feedback.pick != Nearest()):
                 return f"values coded together are rounded to the nearest code, not by {canonical(self.rounding)}"
             if self.grid.block[1] > 1 and isinstance(feedback, Qronos):
                 return f"Qronos corrects a single column first, {self.grid.block[1]} are coded together"
