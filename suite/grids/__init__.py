@@ -21,8 +21,11 @@ from suite.grids.scaled import Scaled
 from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
 from suite.grids.steps import Steps
+from suite.grids.trellis import Trellis
 
-GRIDS = (Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P)
+GRIDS = (
+    Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P, Trellis,
+)  # fmt: skip
 SCALES = (RealScale, LeastSquares, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of
 GRID_PARTS = (ShrinkSearch, OutputSearch, ClipRatio, GaussianTable, KMeansTable, *SCALES)
@@ -52,6 +55,7 @@ __all__ = [
     "ShrinkSearch",
     "Sparse",
     "Steps",
+    "Trellis",
     "TwoLevel",
     "Unscaled",
 ]
