@@ -24,7 +24,8 @@ from suite.grids.steps import Steps
 from suite.grids.trellis import Trellis
 
 GRIDS = (
-    Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P, Trellis,
+    Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P,
+    Trellis,
 )  # fmt: skip
 SCALES = (RealScale, LeastSquares, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of

@@ -1,11 +1,11 @@
 """Trellis-coded quantization: a tile of a matrix is a ring of bits, and every window of L bits stands for values.
 
-Tseng, Sun, Hou, De Sa 2024, "QTIP: Quantization with Trellises and Incoherence Processing", arXiv:2406.11235; the search
-is `suite.grids.viterbi`, what windows stand for `suite.grids.trellis_codes`. A tile of 16 x 16 values, row after row, is
-one sequence of 256: `bits` of storage for each value, and one scale for the matrix.
+Tseng, Sun, Hou, De Sa 2024, "QTIP: Quantization with Trellises and Incoherence Processing", arXiv:2406.11235; the
+search is `suite.grids.viterbi`, what windows stand for `suite.grids.trellis_codes`. A tile of 16 x 16 values, row after
+row, is one sequence of 256: `bits` of storage for each value, and one scale for the matrix.
 
-A tile that is short, at the end of the rows or columns, is coded like a whole one whose missing values do not count, and
-is stored and charged like a whole one. QTIP has none of these: its matrices are multiples of 16.
+A tile that is short, at the end of the rows or columns, is coded like a whole one whose missing values do not count,
+and is stored and charged like a whole one. The release has no such tiles: its sides are multiples of 16.
 """
 
 import math
@@ -32,10 +32,10 @@ class Trellis:
     """`bits` per value (K), states of `L` bits, `V` values a step, in tiles of (rows, columns).
 
     `code` says what states stand for ("hyb" has V = 2, "1mad" and "3inst" have V = 1). The scale makes the deviation of
-    the matrix `gain` times that of the code's values, or with `unit=False` times 1, whatever the code has (the raw 3INST
-    of the paper's Alg. 2). Below 1 it leaves room for what error feedback adds. `around` is how many steps on each side
-    of the seam are looked at to close the ring; None for half of all, as in the release. `own_table` stores the table of
-    "hyb" with the matrix, so that it can be tuned; it begins as that which is not stored.
+    the matrix `gain` times that of the code's values, or with `unit=False` `gain` itself, as if that of the code were 1
+    (3INST as it comes, of 1.24). Below 1 it leaves room for what error feedback adds. `around` is how many steps on
+    each side of the seam are looked at to close the ring; None for half of all, as in the release. `own_table` stores
+    the table of "hyb" with the matrix, so that it can be tuned; it begins as the one that is not stored.
     """
 
     bits: int = 2
@@ -80,9 +80,7 @@ class Trellis:
         if self.V != (2 if self.code == "hyb" else 1) and self.code != "gaussian":
             return f"{self.code} has {2 if self.code == 'hyb' else 1} values a step, V is {self.V}"
         if not self.k <= min(self.L, 8) or self.L > _LARGEST_STATE:
-            return (
-                f"a step of {self.k} bits and a state of {self.L}: expected at most 8, and {self.k} to {_LARGEST_STATE}"
-            )
+            return f"a step of {self.k} bits of a state of {self.L}: expected at most 8 of at most {_LARGEST_STATE}"
         if self.code == "hyb" and self.L < 8:
             return f"hyb hashes states to 16 bits, of which {self.L} bits of state make {2 * self.L}"
         if math.prod(self.tile) % self.V or self.steps * self.k < self.L:
@@ -208,7 +206,7 @@ class FittedTrellis:
 
     def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedTrellis":
         """The same with these in their place."""
-        return replace(self, **values)
+        return replace(self, scale=values["scale"], table=values.get("table"))
 
     def in_order(self, perm: torch.Tensor) -> "FittedTrellis":
         """Itself: there are no groups of columns."""

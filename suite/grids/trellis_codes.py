@@ -5,7 +5,7 @@ Tseng, Sun, Hou, De Sa 2024, "QTIP: Quantization with Trellises and Incoherence 
 states share all but k bits, and yet their values should look independent, at the cost of a few instructions:
 
 - "1mad" (Alg. 1): a linear congruence, then the sum of its four bytes, near Gaussian by the central limit theorem;
-- "3inst" (Alg. 2): a linear congruence, masked so that its halves are float16 of random mantissa and sign, and their sum;
+- "3inst" (Alg. 2): a linear congruence, whose halves become float16 of random mantissa and sign, and their sum;
 - "hyb" (section 3.1.2): a hash whose bits are the sign of the first of two values and the index of both in a table;
 - "gaussian": independent draws for all states, the ideal that the others imitate.
 
@@ -28,7 +28,8 @@ _SEED = 0  # of "gaussian"; any is as good
 def one_mad(states: torch.Tensor) -> torch.Tensor:
     """Values of 1MAD, float32, for `states` below 2^32: near mean 0 and variance 1."""
     x = (states.to(torch.int64) * 34038481 + 76625530) & 0xFFFFFFFF
-    return (sum((x >> shift) & 255 for shift in (0, 8, 16, 24)) - 510).float() / 147.800537109375
+    total = (x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24)
+    return (total - 510).float() / 147.800537109375
 
 
 def three_inst(states: torch.Tensor) -> torch.Tensor:

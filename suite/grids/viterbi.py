@@ -6,8 +6,8 @@ each step shifts it by k = K V bits and puts out the V values that a table has f
 follow each other where s mod 2^(L-k) = s' >> k, and a step compares the 2^k states that leave the same L - k bits.
 
 A path that ends with the bits it begins with is a string closed to a ring, which needs no bits for its first state
-(tail-biting). The best ring is found approximately, as in QTIP, section 3.2: the bits at the seam are those that the best
-free path over the sequence around the seam has there; then the best path that begins and ends with them.
+(tail-biting). The best ring is found approximately, as in QTIP, section 3.2: the bits at the seam are those that the
+best free path over the sequence around the seam has there; then the best path that begins and ends with them.
 
 Costs are float32, sums of squares in order; of equal costs the lowest predecessor, and the lowest last bits, win.
 """
@@ -40,9 +40,9 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """States (n, steps), int64, of the best path for every sequence of `x` (n, steps, V), and its cost (n,).
 
-    `table` (2^L, V) are the values of states. `start` (n,) are L - k bits that a path has to begin and end with; without
-    it both ends are free. `known` (steps, V) says which values count; without it all do. Memory: 2^(L-k) backpointers
-    for every step of every sequence.
+    `table` (2^L, V) are the values of states. `start` (n,) are L - k bits that a path has to begin and end with;
+    without it both ends are free. `known` (steps, V) says which values count; without it all do. Memory: 2^(L-k)
+    backpointers for every step of every sequence.
     """
     n, steps, _ = x.shape
     S, R = len(table), 1 << k

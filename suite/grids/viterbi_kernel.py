@@ -28,10 +28,11 @@ def loops(L: int, k: int) -> tuple[int, int, int, int, int]:
 def arranged(table: np.ndarray, L: int, k: int) -> np.ndarray:
     """Values (2^L, V) of the states a n + j in the order they are read in: (outer, a, V, inner), flattened."""
     outer, inner, _, si, _ = loops(L, k)
-    by_a = (
-        table.reshape(1 << k, outer, inner, -1) if si == 0 else table.reshape(1 << k, inner, outer, -1).swapaxes(1, 2)
-    )
-    return np.ascontiguousarray(by_a.transpose(1, 0, 3, 2)).reshape(-1)
+    if si == 0:
+        by_turns = table.reshape(1 << k, outer, inner, -1).transpose(1, 0, 3, 2)
+    else:
+        by_turns = table.reshape(1 << k, inner, outer, -1).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(by_turns).reshape(-1)
 
 
 @cache

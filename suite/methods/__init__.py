@@ -26,6 +26,7 @@ from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
 from suite.methods.pb_llm import PB_LLM
 from suite.methods.qronos import QRONOS
+from suite.methods.qtip import QTIP
 from suite.methods.quarot import QUAROT
 from suite.methods.quip_sharp import QUIP_SHARP
 from suite.methods.residual_binary import RESIDUAL_BINARY
@@ -45,7 +46,7 @@ METHODS: tuple[Method, ...] = (
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # below three bits
-    QUIP_SHARP, PB_LLM, BILLM, RESIDUAL_BINARY,
+    QUIP_SHARP, QTIP, PB_LLM, BILLM, RESIDUAL_BINARY,
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # caches
