@@ -7,7 +7,8 @@ of a block `S` (out, k), of weights or of scores; mu and a belong to a row. `cen
 import torch
 
 _QUANTILES = (0.10, 0.90, 81)  # from, to, how many
-Pair = tuple[torch.Tensor, torch.Tensor]  # mu and a, (out, 1)
+_AT_ONCE = 1 << 17  # values of candidates looked at together: what is computed of them stays in a core's cache
+Pair = tuple[torch.Tensor, torch.Tensor]  # mu and a, (.., out, 1)
 
 
 def salient_columns(S: torch.Tensor, totals: torch.Tensor, most: int, center: bool) -> torch.Tensor:
@@ -17,9 +18,14 @@ def salient_columns(S: torch.Tensor, totals: torch.Tensor, most: int, center: bo
     orders; of equal errors the fewest. A block of one column has none.
     """
     ranking, n = torch.argsort(totals, descending=True, stable=True), S.shape[1]
-    ranked, counts = S[:, ranking], range(1, min(most, n))
-    errors = [float(two_orders(ranked[:, :i], center)[1] + two_orders(ranked[:, i:], center)[1]) for i in counts]
-    best = counts[errors.index(min(errors))] if errors else 0
+    ranked, place = S[:, ranking], torch.arange(n)
+    best = 0
+    if min(most, n) > 1:
+        errors = []
+        for counts in torch.arange(1, min(most, n)).split(max(1, _AT_ONCE // S.numel())):
+            first = (place < counts[:, None, None]).expand(-1, len(S), -1)
+            errors.append(two_orders(ranked, first, center)[1] + two_orders(ranked, ~first, center)[1])
+        best = 1 + int(torch.cat(errors).argmin())
     return torch.zeros(n, dtype=torch.bool).index_fill_(0, ranking[:best], True)
 
 
@@ -34,24 +40,29 @@ def sparse_part(S: torch.Tensor, salient: torch.Tensor, center: bool) -> torch.T
     place = torch.linspace(*_QUANTILES, dtype=torch.float64) * (len(sizes) - 1)
     below = place.floor().long()
     borders = torch.lerp(sizes[below], sizes[(below + 1).clamp(max=len(sizes) - 1)], (place - below).to(x.dtype))
-    size = x.abs()
-    errors = [float(one_order(x, size < p, center)[1] + one_order(x, size >= p, center)[1]) for p in borders]
-    return size >= borders[errors.index(min(errors))]
+    size, errors = x.abs(), []
+    for some in borders.split(max(1, _AT_ONCE // x.numel())):
+        part = size >= some[:, None, None]
+        errors.append(one_order(x, part, center)[1] + one_order(x, ~part, center)[1])
+    return size >= borders[torch.cat(errors).argmin()]
 
 
 def one_order(x: torch.Tensor, mask: torch.Tensor, center: bool) -> tuple[Pair, torch.Tensor]:
-    """Mean mu and distance a of the values of `x` (out, k) in `mask`, row by row, 0 where there are none, and the squared error."""
-    count = mask.sum(1, keepdim=True).clamp(min=1)
-    mu = (x * mask).sum(1, keepdim=True) / count * center
-    distance = (x - mu).abs()
-    a = (distance * mask).sum(1, keepdim=True) / count
-    return (mu, a), ((distance - a).square() * mask).sum()
+    """Mean and distance (.., out, 1) of the values of `x` (.., out, k) in `mask`, and the squared error (..,).
+
+    Rows without values have 0.
+    """
+    weight = mask.to(x.dtype)
+    count = weight.sum(-1, keepdim=True).clamp(min=1)
+    mu = (x * weight).sum(-1, keepdim=True) / count * center
+    distance = (x - mu).abs_().mul_(weight)
+    a = distance.sum(-1, keepdim=True) / count
+    return (mu, a), distance.square_().sum((-2, -1)) - (count * a.square()).sum((-2, -1))
 
 
-def two_orders(x: torch.Tensor, center: bool) -> tuple[tuple[Pair, Pair], torch.Tensor]:
-    """Mean mu and distance a of both orders of all values of `x` (out, k), row by row, and the squared error of their signs."""
-    everything = torch.ones((), dtype=torch.bool).expand_as(x)
-    (mu, a), _ = one_order(x, everything, center)
+def two_orders(x: torch.Tensor, mask: torch.Tensor, center: bool) -> tuple[tuple[Pair, Pair], torch.Tensor]:
+    """Mean and distance of both orders of the values of `x` (.., out, k) in `mask`, and their squared error (..,)."""
+    (mu, a), _ = one_order(x, mask, center)
     left = x - mu
-    again, error = one_order(left - torch.where(left > 0, a, -a), everything, center)
+    again, error = one_order(left - torch.where(left > 0, a, -a), mask, center)
     return ((mu, a), again), error

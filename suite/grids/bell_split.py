@@ -110,7 +110,7 @@ class BellSplit:
         sparse[:, ~salient] = part = sparse_part(S, salient, self.center)
         bells, two = x[:, ~salient], x[:, salient]
         first = one_order(bells, ~part, self.center)[0], one_order(bells, part, self.center)[0]
-        orders = two_orders(two, self.center)[0]
+        orders = two_orders(two, torch.ones_like(two, dtype=torch.bool), self.center)[0]
         numbers = torch.cat([number for pair in (*first, *orders) for number in pair], dim=1)
         numbers = numbers if self.center else numbers[:, 1::2]
         return salient, sparse, numbers.clamp(-65504, 65504).half().to(x.dtype)

@@ -55,7 +55,7 @@ class PartlyBinary:
     @property
     def bits(self) -> float:
         """Bits per weight as the paper counts them: the codes alone, 1.7 at 10% of 8 bits."""
-        return 1 - self.salient + self.salient * self.high.bits
+        return round(1 + self.salient * (self.high.bits - 1), 9)
 
     @property
     def unsupported(self) -> str | None:

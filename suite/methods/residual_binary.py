@@ -2,9 +2,9 @@
 
 Guo, Yao, Zhao, Chen 2017, "Network Sketching: Exploiting Binary Structure in Deep CNNs", arXiv:1706.02021. With
 `scales="greedy"` (its Alg. 1) every order takes its closed form, mean |r|. On a Gaussian that falls ever further behind
-the distortion-rate function: 2.1 times at two bits, 23 times at five. The default refits scales and signs in turn (Xu et
-al. 2018, "Alternating Multi-bit Quantization for Recurrent Neural Networks", arXiv:1802.00150), which at two bits is
-the quantizer of Lloyd and Max. `rounding=Feedback()` puts it under error feedback.
+the distortion-rate function: 2.1 times at two bits, 23 times at five. The default refits scales and signs in turn (Xu
+et al. 2018, "Alternating Multi-bit Quantization for Recurrent Neural Networks", arXiv:1802.00150), which at two bits
+is the quantizer of Lloyd and Max. `rounding=Feedback()` puts it under error feedback.
 """
 
 from typing import Literal

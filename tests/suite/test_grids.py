@@ -113,7 +113,7 @@ PROMISES = [
     Promise(ResidualBinary(orders=1, group=16)), Promise(ResidualBinary(orders=3, group="row")),
     Promise(ResidualBinary(orders=4, group=24, scales="greedy")),
     Promise(PartlyBinary(group=16)), Promise(PartlyBinary(salient=0.3, score="magnitude", average="all"), constant=1.0),
-    Promise(BellSplit(group=16)), Promise(BellSplit(score="magnitude", membership="nearest", center=False)),
+    Promise(BellSplit(group=32)), Promise(BellSplit(score="magnitude", membership="nearest", center=False)),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid
