@@ -22,17 +22,17 @@ def rows(name: str = "scalar") -> Iterator[dict[str, Any]]:
 
 
 @cache
-def _made(seed: int, weights: str) -> tuple[torch.Tensor, ...]:
+def _made(seed: int, weights: str, n_out: int = 256, n_in: int = 512) -> tuple[torch.Tensor, ...]:
     spec = importlib.util.spec_from_file_location("golden_matrices", FOLDER / "matrices.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return tuple(map(torch.from_numpy, module.make(seed, weights)))
+    return tuple(map(torch.from_numpy, module.make(seed, weights, n_out, n_in)))
 
 
-def matrices(seed: int, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`W` (256, 512) and `H` (512, 512), float64."""
-    W, _, H = _made(seed, weights)
+def matrices(seed: int, weights: str, n_out: int = 256, n_in: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    """`W` (n_out, n_in) and `H` (n_in, n_in), float64; golden numbers are for the shape that is the default."""
+    W, _, H = _made(seed, weights, n_out, n_in)
     return W, H
 
 
