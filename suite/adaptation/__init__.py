@@ -1,1 +1,1 @@
-"""What is learned, before or after rounding: so far the training loop itself."""
+"""What is learned, before or after rounding: the training loop itself, and the tuning of blocks."""

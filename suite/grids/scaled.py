@@ -280,7 +280,7 @@ class FittedScaled:
 
     def tunable(self) -> dict[str, torch.Tensor]:
         """Scales (R, C), where they are real numbers, one for each group."""
-        return {"scale": self.stored["scale"]} if isinstance(self.grid.scale, RealScale) else {}
+        return {"scale": self.stored["scale"]} if isinstance(self.grid.scale, RealScale | LeastSquares) else {}
 
     def tuned(self, values: Mapping[str, torch.Tensor]) -> "FittedScaled":
         """The same with these scales."""
