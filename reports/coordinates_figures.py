@@ -12,7 +12,6 @@ from reports.coordinates import (
     Doses,
     Measured,
     both,
-    listed,
     optimum,
     place,
     shares,
@@ -21,7 +20,7 @@ from reports.coordinates_drawing import draw_caches, draw_doses, draw_layers, dr
 from reports.entropy import trace_of
 from reports.entropy_figures import ORIGIN
 from reports.figures import Plot
-from reports.frontier import Point, Study, marks
+from reports.frontier import Point, Study, listed, marks
 from suite.store import OutlierRow, SalienceRow, SmoothingRow
 
 _SALIENT = ("none", "quarot")  # in whose coordinates salience is drawn; the table has all

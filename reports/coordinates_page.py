@@ -2,16 +2,9 @@
 
 import re
 
-from reports.coordinates import (
-    Coordinates,
-    Doses,
-    Measured,
-    dose_verdicts,
-    outlier_verdict,
-    salience_verdict,
-    smoothing_verdict,
-)
+from reports.coordinates import Coordinates, Doses, Measured
 from reports.coordinates_figures import caches_plot, doses_plot, measured_plots
+from reports.coordinates_verdicts import dose_verdicts, outlier_verdict, salience_verdict, smoothing_verdict
 from reports.frontier import Study
 from reports.page import heading, number
 from reports.sections import Section, render_sections

@@ -12,7 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
-from reports.frontier import LOW_BITS, Mark, Point, Study, marks, pareto_front
+from reports.frontier import LOW_BITS, Mark, Point, Study, listed, marks, pareto_front
 from suite.store import CodedSize, Histogram, LayerRecord, Record, Store, WeightShape
 from theory.blahut_arimoto import RateDistortion, rate_distortion
 from theory.rate_distortion import reverse_waterfilling_rate
@@ -299,7 +299,7 @@ def gain_verdict(totals: Sequence[Total]) -> str:
     without = [f for f in formats if f not in {t.format for t in reached}]
     text += f"; claim N3, a gain of {low:g} or more, holds in {len(reached)} of {len(found)} cases"
     text += f", first at {_with_group(first)}"
-    return f"{text}{', never for ' + _listed(without) if without else ''}."
+    return f"{text}{', never for ' + listed(without) if without else ''}."
 
 
 def _with_group(t: Total) -> str:
@@ -346,7 +346,7 @@ def coding_verdict(study: Study) -> str:
     if not pairs:
         change = _front_change(coded, stored)
         return f"claim N5 is open, for no entropy-coded scalar quantizer of few bits can be compared; {change}."
-    methods = _listed(sorted({m.point.method for m, _ in pairs}))
+    methods = listed(sorted({m.point.method for m, _ in pairs}))
     return (
         f"claim N5: at up to {SCALAR_BITS:g} coded bits, {methods} have a lower KL than the front of fixed widths at "
         f"equal bits {_won(pairs)}; where the codes of fixed widths are coded too, {_won(equal_bits(coded, coded))}; "
@@ -373,7 +373,3 @@ def _front_change(coded: Sequence[Mark], stored: Sequence[Mark]) -> str:
     kept, new = len(changed & before), len(changed - before)
     text = f"coding saves {100 * np.median(saved):.0f}% of the bits in the median, and {kept} of the {len(before)}"
     return f"{text} points on the front stay on it, joined by {new or 'none'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -243,3 +243,12 @@ def verdict(study: Study, limit_nats: float = KL_LIMIT_NATS) -> str:
 
 def _in_words(m: Mark) -> str:
     return f"{m.point.method} at {m.bpw:.2f} bits per weight, with KL {m.value:.2g} ± {m.error:.1g} nats"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row.
+
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1] if words else "")))

@@ -6,22 +6,9 @@ import numpy as np
 import pytest
 from synthetic import ROTATED, coordinate_rows, dosed_records, fill, hash_of, outlier_row, record
 
-from reports.coordinates import (
-    Coordinates,
-    dose_verdicts,
-    kind_of,
-    listed,
-    optimum,
-    outlier_verdict,
-    place,
-    ratio,
-    read_coordinates,
-    salience_verdict,
-    shares,
-    smoothing_verdict,
-    width_of,
-)
-from reports.frontier import Point, studies
+from reports.coordinates import Coordinates, kind_of, optimum, place, read_coordinates, shares, width_of
+from reports.coordinates_verdicts import dose_verdicts, outlier_verdict, ratio, salience_verdict, smoothing_verdict
+from reports.frontier import Point, listed, studies
 from suite.store import Store
 
 
