@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
+from suite.methods.aqlm import AQLM
 from suite.methods.awq import AWQ
 from suite.methods.billm import BILLM
 from suite.methods.cerwu import CERWU
@@ -35,6 +36,7 @@ from suite.methods.smoothquant import SMOOTHQUANT
 from suite.methods.sparse import MAGNITUDE_24, SPARSEGPT_24, WANDA_24
 from suite.methods.spinquant import SPINQUANT
 from suite.methods.ternary import BINARY, TERNARY, TERNARY_REFIT
+from suite.methods.vptq import VPTQ
 from suite.methods.watersic import WATERSIC
 
 METHODS: tuple[Method, ...] = (
@@ -46,7 +48,7 @@ METHODS: tuple[Method, ...] = (
     # masks, mixed widths
     MAGNITUDE_24, WANDA_24, SPARSEGPT_24, EXL2,
     # below three bits
-    QUIP_SHARP, QTIP, PB_LLM, BILLM, RESIDUAL_BINARY,
+    QUIP_SHARP, QTIP, AQLM, VPTQ, PB_LLM, BILLM, RESIDUAL_BINARY,
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # caches

@@ -57,7 +57,7 @@ class Additive:
             raise ValueError(f"tolerance {self.tolerance!r}, damping {self.damping!r}: expected 0 to 1, and >= 0")
 
     def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
-        """Codes for `W` (out, in) given `H` (in, in), on `Codebooks` of inputs; `ValueError` for others, and without H."""
+        """Codes for `W` (out, in) given `H` (in, in), on `Codebooks` of inputs; else, and without H, `ValueError`."""
         if not isinstance(grid, Codebooks) or grid.axis != 1:
             raise ValueError(f"beam search takes codebooks of consecutive inputs, the grid is {grid}")
         if H is None or H.shape != (W.shape[1],) * 2:

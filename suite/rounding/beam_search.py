@@ -76,8 +76,8 @@ def beam_search(
             block = near[there, there].contiguous()
             norms = _norms(entries, block)
             arrays = (w, s, block, entries, by_value, norms, stages[first : first + step])
-            live = settle(*(x.numpy() for x in arrays), first, live,
-                          *(x.numpy() for x in (errors, products, held, losses)))  # fmt: skip
+            state = (errors, products, held, losses)
+            live = settle(*(x.numpy() for x in arrays), first, live, *(x.numpy() for x in state))  # type: ignore[call-arg]
         parts.append(_better(w, s, H, entries, given, held[:, 0], losses[:, 0]))
     found = Searched(*(torch.cat(x) for x in zip(*parts, strict=True)))
     back = torch.argsort(order)
