@@ -30,10 +30,14 @@ from suite.rounding import (
     Qronos,
     RateAware,
     Stochastic,
+    VectorFeedback,
 )
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
-Rounding = Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback | Descent
+Rounding = (
+    Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback | VectorFeedback
+    | Descent
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Target:
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
         if isinstance(self.rounding, Additive) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 1):
             return f"beam search takes codebooks of consecutive inputs, the grid is {canonical(self.grid)}"
+        if isinstance(self.rounding, VectorFeedback) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 0):
+            return f"VPTQ's rounding takes codebooks of consecutive outputs, the grid is {canonical(self.grid)}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
         feedback = feedback.start if isinstance(feedback, Descent) else feedback
         order = feedback.order if isinstance(feedback, Feedback | Qronos) else None

@@ -65,33 +65,33 @@ class Codebooks:
 
     @property
     def unsupported(self) -> str | None:
-        """None: every combination makes sense."""
+        """Why this combination makes no sense, or None."""
+        if self.axis == 0 and self.scale == "row":
+            return "row scales differ within a vector of outputs: the nearest entry would not be the best one"
         return None
 
     def fit(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedCodebooks":
         """Fit scales and codebooks to `W` (out, in). `importance` is H (in, in); only `weighted` reads its diagonal.
 
-        Weights of vectors are the mean of H_jj over them, times the squared scale of the row. Raises `ValueError` for
-        NaN or infinite values, an empty matrix, and where `weighted` is given no H.
+        Vectors weigh as much as H_jj is on average over them, times the squared scale of the row. Raises `ValueError`
+        for NaN or infinite values, an empty matrix, an unsupported combination, and where `weighted` is given no H.
         """
+        bound, shape = self.bind(W), (W.shape[1],) * 2
+        if self.weighted and (importance is None or importance.shape != shape):
+            found = "none" if importance is None else f"shape {tuple(importance.shape)}"
+            raise ValueError(f"weighted codebooks need the Gram matrix H of shape {shape}, found {found}")
+        weight = importance.diagonal() if self.weighted and importance is not None else None
+        return bound.trained(W, self.stages, torch.Generator().manual_seed(self.seed), weight)
+
+    def bind(self, W: torch.Tensor) -> "FittedCodebooks":
+        """Row scales fitted to `W` (out, in), and no codebook yet."""
+        if self.unsupported:
+            raise ValueError(self.unsupported)
         check_matrix(W)
         check_finite(W)
-        shape = (W.shape[0], W.shape[1])
         scale = self._row_scale(W) if self.scale == "row" else None
-        blank = FittedCodebooks(grid=self, shape=shape, scale=scale, codebooks=W.new_empty(0))
-        vectors = blank.cut(W if scale is None else W / scale).reshape(-1, self.length)
-        books = self.train(vectors, blank.importance_of(importance) if self.weighted else None)
-        return replace(blank, codebooks=books)
-
-    def train(self, vectors: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Codebooks (stages, 2^bits, length) for vectors (m, length) with weights (m,): residual k-means, as stored."""
-        books, left = [], vectors
-        generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.stages):
-            book = self.stored(k_means(left, 2**self.bits, generator, weight, self.iterations)[None])[0]
-            books.append(book)
-            left = left - book[assign(left, book)[0]]
-        return torch.stack(books)
+        none = W.new_empty(0, 2**self.bits, self.length)
+        return FittedCodebooks(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, codebooks=none)
 
     def stored(self, codebooks: torch.Tensor) -> torch.Tensor:
         """Codebooks (stages, 2^bits, length) as they come back from bytes; ties go to even. Idempotent."""
@@ -194,14 +194,35 @@ class FittedCodebooks:
             return vectors.reshape(len(vectors), -1)[:, :k]
         return vectors.transpose(1, 2).reshape(-1, k)[: self.shape[0]]
 
-    def importance_of(self, H: torch.Tensor | None) -> torch.Tensor:
-        """The weight (vectors,) of every vector: H_jj times the squared scale, averaged over what is not filling."""
-        if H is None or H.shape != (self.shape[1],) * 2:
-            found = "none" if H is None else f"shape {tuple(H.shape)}"
-            raise ValueError(
-                f"weighted codebooks need the Gram matrix H of shape {(self.shape[1],) * 2}, found {found}"
-            )
-        weight = H.diagonal().expand(self.shape)
+    def trained(
+        self,
+        x: torch.Tensor,
+        stages: int,
+        generator: torch.Generator,
+        importance: torch.Tensor | None = None,
+        keep: int = 0,
+    ) -> "FittedCodebooks":
+        """The grid with `stages` codebooks: the first `keep` as they are, the others by k-means on what is left of `x`.
+
+        `x` is (out, in), `importance` (in,) says how much its columns weigh, None that all weigh alike. Codebooks that
+        are there already are where k-means starts.
+        """
+        vectors = self.cut(x if self.scale is None else x / self.scale).reshape(-1, self.grid.length)
+        weight = None if importance is None else self._weights(importance)
+        books: list[torch.Tensor] = []
+        for stage in range(stages):
+            before = self.codebooks[stage] if stage < len(self.codebooks) else None
+            if before is None or stage >= keep:
+                before = k_means(vectors, self.n_codes, generator, weight, self.grid.iterations, start=before)
+                before = self.grid.stored(before[None])[0]
+            books.append(before)
+            if stage + 1 < stages:
+                vectors = vectors - before[assign(vectors, before)[0]]
+        return replace(self, codebooks=torch.stack(books))
+
+    def _weights(self, importance: torch.Tensor) -> torch.Tensor:
+        """The weight (vectors,) of every vector, averaged over what is not filling."""
+        weight = importance.expand(self.shape)
         if self.scale is not None:
             weight = weight * self.scale.to(weight.dtype).square()
         members = self.cut(torch.ones(self.shape)).sum(-1)
@@ -236,10 +257,17 @@ class FittedCodebooks:
             k = len(range(self.shape[1])[columns]) if isinstance(columns, slice) else len(columns)
         index = codes.to(torch.int64)
         vectors = self.codebooks[0][index[..., 0]]
-        for stage in range(1, self.grid.stages):
+        for stage in range(1, len(self.codebooks)):
             vectors = vectors + self.codebooks[stage][index[..., stage]]
         values = self.joined(vectors, k)
         return values if self.scale is None else values * self.scale
+
+    def gathered(self, codes: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """What `gradient` (out, in) of all values adds up to for each entry: the transpose of `decode` in codebooks."""
+        vectors = self.cut(gradient if self.scale is None else gradient * self.scale).flatten(0, 1)
+        index = codes.to(torch.int64).flatten(0, 1)
+        blank = vectors.new_zeros(self.codebooks.shape[1:])
+        return torch.stack([blank.index_add(0, stage, vectors) for stage in index.T])
 
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) from scales and codebooks as they are stored, in float32."""

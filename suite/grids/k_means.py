@@ -25,6 +25,7 @@ def k_means(
     weight: torch.Tensor | None = None,
     iterations: int = 100,
     tolerance: float = 1e-5,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`n` centers (n, g) for vectors `x` (m, g) with weights (m,) >= 0, in the type of `x`; a local optimum.
 
@@ -42,7 +43,8 @@ def k_means(
         mass = torch.ones_like(mass)
     if x.shape[1] == 1 and n <= _EXACT:
         return lloyd_max.k_means(x[:, 0], n, mass)[:, None].to(x.dtype)
-    centers, best, least = spread_start(x, n, generator, mass), x[:1].expand(n, -1), math.inf
+    centers = spread_start(x, n, generator, mass) if start is None else start
+    best, least = centers, math.inf
     for _ in range(iterations + 1):  # the last one only looks
         codes, squares = assign(x, centers)
         inertia = float((mass * squares).double().sum())
