@@ -14,6 +14,8 @@ themselves, squares of weights under the "hessian" score, and its split is then 
 Stored are two bits for every weight: two signs in a salient column; part and sign in another. Codes may only change
 their sign with `membership="split"`. With "nearest" a weight goes to the nearest of its row's four levels, at the same
 bits: a four-level quantizer, which is what the format is. Halfway the lower level is chosen, or the sparse part.
+Salient weights go to the nearest of their four sums; with `signs="successive"`, the release's way, each order takes the
+sign of what is left to it, which is not the nearest where the second order's mean is not 0 or its distance is larger.
 """
 
 import math
@@ -27,7 +29,7 @@ from kernels.packing import pack, unpack
 from suite.grids.bell_search import one_order, salient_columns, sparse_part, two_orders
 from suite.grids.layout import ALL, Columns, Layout, check_finite, check_group, check_matrix
 from suite.grids.saliency import Score, check_score, pivots_for
-from suite.grids.stored import from_bits, to_bits
+from suite.grids.stored import from_bits, stored_type, to_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,11 @@ class BellSplit:
     score: Score = "hessian"
     search: Literal["weights", "scores"] = "weights"
     membership: Literal["split", "nearest"] = "split"
+    signs: Literal["nearest", "successive"] = "nearest"
     center: bool = True
     most: int = 50
     damping: float = 0.01
+    scale_bits: Literal[16, 32] = 16
 
     block = (1, 1)
 
@@ -53,6 +57,10 @@ class BellSplit:
         if self.search not in ("weights", "scores") or self.membership not in ("split", "nearest"):
             raise ValueError(
                 f"search {self.search!r}, membership {self.membership!r}: expected weights or scores, split or nearest"
+            )
+        if self.signs not in ("nearest", "successive") or self.scale_bits not in (16, 32):
+            raise ValueError(
+                f"signs {self.signs!r}, scale_bits {self.scale_bits!r}: expected nearest or successive, and 16 or 32"
             )
         if not (isinstance(self.group, int) and isinstance(self.most, int) and self.most >= 1):
             raise ValueError(f"group {self.group!r}, most {self.most!r}: expected positive integers")
@@ -113,7 +121,12 @@ class BellSplit:
         orders = two_orders(two, torch.ones_like(two, dtype=torch.bool), self.center)[0]
         numbers = torch.cat([number for pair in (*first, *orders) for number in pair], dim=1)
         numbers = numbers if self.center else numbers[:, 1::2]
-        return salient, sparse, numbers.clamp(-65504, 65504).half().to(x.dtype)
+        return salient, sparse, self._stored(numbers)
+
+    def _stored(self, numbers: torch.Tensor) -> torch.Tensor:
+        kind = stored_type(self.scale_bits)
+        largest = torch.finfo(kind).max
+        return numbers.clamp(-largest, largest).to(kind).to(numbers.dtype)
 
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedBellSplit", torch.Tensor]:
         """The fitted grid and the codes (out, in) that `FittedBellSplit.to_bytes` wrote."""
@@ -126,13 +139,13 @@ class BellSplit:
         n_out, n_in = header["shape"]
         columns = self.layout((n_out, n_in)).parameters[1]
         group_of = [(n_in, max(1, (columns - 1).bit_length()))] if header.get("grouped") else []
-        return [(n_in, 1), (n_out * columns * self.n_parameters, 16), *group_of]
+        return [(n_in, 1), (n_out * columns * self.n_parameters, self.scale_bits), *group_of]
 
     def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedBellSplit":
         """The fitted grid from the values of `FittedBellSplit.beside`."""
         n_out, n_in = header["shape"]
         layout = self.layout((n_out, n_in), beside[2] if header.get("grouped") else None)
-        parameters = from_bits(beside[1], 16).reshape(*layout.parameters, self.n_parameters)
+        parameters = from_bits(beside[1], self.scale_bits).reshape(*layout.parameters, self.n_parameters)
         levels = _levels(parameters, self.center)
         return FittedBellSplit(grid=self, layout=layout, salient=beside[0].bool(), parameters=parameters, levels=levels)
 
@@ -216,7 +229,18 @@ class FittedBellSplit:
             better = distance < least
             codes[better] = code
             least = torch.where(better, distance, least)
+        if self.grid.signs == "successive" and cost is None and bool(self.salient[columns].any()):
+            codes = torch.where(self.salient[columns], self._successive(x, columns), codes)
         return codes
+
+    def _successive(self, x: torch.Tensor, columns: Columns) -> torch.Tensor:
+        """The codes (out, k) of both signs of salient weights, one after the other."""
+        numbers = self.layout.expand(self.parameters, columns)[..., 4 if self.grid.center else 2 :]
+        means = numbers[..., 0::2] if self.grid.center else torch.zeros_like(numbers)
+        first = x > means[..., 0]
+        distance = numbers[..., 1 if self.grid.center else 0]
+        left = x - means[..., 0] - torch.where(first, distance, -distance)
+        return 2 * first.to(torch.uint8) + (left > means[..., 1]).to(torch.uint8)
 
     def snap(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """The codes (out, k) nearest to `x`, and the values they stand for."""
@@ -240,11 +264,11 @@ class FittedBellSplit:
 
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) from the parameters as they are stored, in float32."""
-        return self.tuned({"parameters": self._stored.float()}).decode(codes)
+        return self.tuned({"parameters": self._stored}).decode(codes)
 
     @property
     def _stored(self) -> torch.Tensor:
-        return self.parameters.detach().clamp(-65504, 65504).half()
+        return self.grid._stored(self.parameters.detach().float())
 
     def tunable(self) -> dict[str, torch.Tensor]:
         """Means and scales."""
@@ -284,7 +308,8 @@ class FittedBellSplit:
 
     def beside(self) -> list[tuple[torch.Tensor, int]]:
         """Marks of salient columns, means and scales, and which block a column is of where columns were reordered."""
-        streams = [(self.salient.long(), 1), (to_bits(self._stored, 16).reshape(-1), 16)]
+        bits: int = self.grid.scale_bits
+        streams = [(self.salient.long(), 1), (to_bits(self._stored, bits).reshape(-1), bits)]
         if self.layout.group_of is not None:
             streams.append((self.layout.group_of, max(1, (self.parameters.shape[1] - 1).bit_length())))
         return streams

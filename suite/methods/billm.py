@@ -6,9 +6,9 @@ searched when the block's turn comes, on the weights as errors have moved them (
 
 `errors` says how errors are handed on: from column to column as in GPTQ, inside of a block too ("columns"); from block
 to block only, with each block's error spread exactly ("groups", Alg. 1 of the paper to the letter); or as the release
-does, by the diagonal alone ("release"). The release also searches on scores where the paper searches on weights:
-`errors="release", search="scores"` meets its numbers. `membership="nearest"` lets a weight take the nearest of its
-row's four levels, at the same bits.
+does, by the diagonal alone ("release"). The release also searches on scores where the paper searches on weights, and
+takes signs one after the other: `errors="release", search="scores", signs="successive"` is what it does.
+`membership="nearest"` lets a weight take the nearest of its row's four levels, at the same bits.
 
 The paper counts 1.08 bits: signs, and a mark per column. True storage is 3.0: which bell a weight is of takes another
 bit, and means and scales take 128 bits for the 128 weights of a block's row. The fitted grid has both figures,
