@@ -31,11 +31,11 @@ FAMILIES = {
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
     "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm", "ecsq",
-    *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
+    "residual-binary", *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
 FEEDBACK = (
     "gptq", "gptq-stochastic", "qronos", "quarot", "spinquant", "expansion", "sparsegpt-24", "exl2", "cerwu",
-    "watersic",
+    "watersic", "quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm",
 )  # fmt: skip
 LOW_BITS = 3.5  # true bits up to which the regime below three bits is drawn: what is kept beside codes comes on top
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model
