@@ -161,8 +161,8 @@ class FittedE8P:
         return codes, self._values(codes)[:, : x.shape[1]] * self.scale
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
-        """`ValueError`: points of eight dimensions have no two codes around them."""
-        raise ValueError("points of E8P have no two codes around them")
+        """`ValueError`: points of eight dimensions have no two codes around a value."""
+        raise ValueError("points of E8P have no neighbors below and above: they are of eight dimensions")
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for, in the scale's type."""

@@ -40,7 +40,7 @@ def nearest_d(x: torch.Tensor) -> torch.Tensor:
     gap = x - point
     worst = gap.abs().argmax(-1, keepdim=True)  # the first of them
     other = torch.where(gap.gather(-1, worst) >= 0, 1.0, -1.0).to(x.dtype)
-    odd = point.sum(-1, keepdim=True).remainder(2)
+    odd = point.remainder(2).sum(-1, keepdim=True).remainder(2)
     return point.scatter_add(-1, worst, other * odd)
 
 
