@@ -199,15 +199,20 @@ class Solution:
         return {"codebooks": books, "scale": best[:, None]}
 
     def _codebooks(self, problem: Problem, sums: Sums, books: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Preconditioned conjugate gradients (Hestenes, Stiefel 1952) on the normal equations, which have an end."""
+        """Preconditioned conjugate gradients (Hestenes, Stiefel 1952) on the normal equations.
+
+        What is added to one codebook and taken from another changes nothing, so that the equations are singular: steps
+        end where the residual is rounding errors, which would be followed out of sight.
+        """
         inverse = _preconditioner(problem, sums, scale, books.shape[1])
         left = sums.collected((problem.W - sums(books, scale)) @ problem.near, scale)
         towards = ahead = (left[:, :, None] @ inverse)[:, :, 0]
         size = (left * ahead).sum()
+        least = torch.finfo(books.dtype).eps * size  # of squares: the loss is then as good as its sums are
         for _ in range(self._steps):
             pushed = sums.collected(sums(towards, scale) @ problem.near, scale)
             curvature = (towards * pushed).sum()
-            if not (size > 0 and curvature > 0):
+            if not (size > least and curvature > 0):
                 break
             books, left = books + size / curvature * towards, left - size / curvature * pushed
             ahead = (left[:, :, None] @ inverse)[:, :, 0]
