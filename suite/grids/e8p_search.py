@@ -21,14 +21,21 @@ _FIRST_OF_NORM_12 = 227
 # shape -> squared norm, parity of its sum; shapes 0 to 4 are that many 3/2, then 5/2, then 5/2 and 3/2; the rest is 1/2
 _NORM = np.array([2.0, 4.0, 6.0, 8.0, 10.0, 8.0, 10.0])
 _PARITY = np.array([0, 1, 0, 1, 0, 0, 1])
-_WHOLE_OF = np.full(3**8, -1, dtype=np.int64)  # codes of the one-bit codebook: of integers by their digits, v + 1
-_HALF_OF = np.full(256, -1, dtype=np.int64)  # of halves by their signs
-for _code, _point in enumerate(e8_points().numpy()[:241]):
-    if abs(_point[0]) == 0.5:
-        _HALF_OF[int((_point < 0) @ 2 ** np.arange(8))] = _code
-    else:
-        _WHOLE_OF[int((_point + 1) @ DIGITS)] = _code
 _FIRST_OF_NORM_4 = 241
+
+
+def _codes_of_e8() -> tuple[np.ndarray, np.ndarray]:
+    """Codes of the one-bit codebook: of integers by the digits of v + 1 (3^8,), of halves by their signs (256,)."""
+    whole, half = np.full(3**8, -1, dtype=np.int64), np.full(256, -1, dtype=np.int64)
+    for code, point in enumerate(e8_points().numpy()[:_FIRST_OF_NORM_4]):
+        if abs(point[0]) == 0.5:
+            half[int((point < 0) @ 2 ** np.arange(8))] = code
+        else:
+            whole[int((point + 1) @ DIGITS)] = code
+    return whole, half
+
+
+_WHOLE_OF, _HALF_OF = _codes_of_e8()
 
 
 @njit(cache=True)
@@ -194,15 +201,14 @@ def nearest_sum(x, scale, tries, points, fine):
     pattern, a, left = np.empty(2, dtype=np.int64), np.empty(8), np.empty(8)
     z, places, score, flips = np.empty(8), np.empty(8, dtype=np.int64), np.empty(8), np.empty(8, dtype=np.int64)
     for n in range(len(x)):
-        for below in range(2):
-            square = _shift(x[n], y[below], below)
-            pattern[below] = _score(y[below], a, order[below], distance[below], flipped[below])
-            for shape in range(8):
-                distance[below, shape] = square - distance[below, shape]
+        for coset in range(2):
+            square = _shift(x[n], y[coset], coset)
+            pattern[coset] = _score(y[coset], a, order[coset], distance[coset], flipped[coset])
+            distance[coset] = square - distance[coset]
         least = np.inf
         for _ in range(tries):
-            nearest = distance.argmin()
-            below, shape = nearest // 8, nearest % 8
+            least_at = distance.argmin()
+            below, shape = least_at // 8, least_at % 8
             distance[below, shape] = np.inf
             coarse = _code(y[below], order[below], shape, pattern[below], flipped[below, shape], below)
             for i in range(8):
