@@ -12,9 +12,9 @@ weights at 3: codebooks are stored with their matrix, and for small ones these l
 
 Where this differs from the paper: codebooks and scales are solved for where it descends, and k-means starts with
 vectors weighted by the diagonal of H, which leaves 1 to 5% less error in a third of the time; `update="adam"` brings
-the paper's way, with the release's 100 steps at a rate of 1e-4. Entries are stored in 8 bits, which costs no error that could be
-told; `entry_bits=16` are the paper's. Blocks are tuned if asked for, `tuning=AQLM_TUNING` in the release's way; the
-whole model is not.
+the paper's way, with the release's 100 steps at a rate of 1e-4. Entries are stored in 8 bits, which costs no error
+that could be told; `entry_bits=16` are the paper's. Blocks are tuned if asked for, `tuning=AQLM_TUNING` in the
+release's way; the whole model is not.
 """
 
 from typing import Any, Literal
