@@ -12,21 +12,44 @@ refined in turns in the H-norm (`suite.rounding.vector_feedback`): closed forms 
 
 from typing import Any, Literal
 
+from suite.adaptation.block_tuning import BlockTuning
 from suite.grids import Codebooks
-from suite.methods.method import Method
+from suite.methods.method import Method, taken
 from suite.recipe import Recipe, Target
 from suite.rounding import VectorFeedback
 
-_SPLITS = {2: (4, 8, 1), 3: (4, 6, 2), 4: (4, 8, 2)}  # by bits: outputs in a vector, bits of a code, codebooks
-_ROUNDING = ("order", "damping", "block", "retrain", "refine", "importance")
+_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (2, 6, 4), 4: (2, 8, 4)}  # bits: codebooks, bits of a code, length
 
 
-def build(*, bits: int, inputs: Literal["original", "quantized"] = "original", **options: Any) -> Recipe:
-    """Further options are fields of `Codebooks` (length, code_bits for its `bits`, stages, ..) and of its rounding."""
-    length, code_bits, stages = _SPLITS[bits]
-    rounding = VectorFeedback(**{name: options.pop(name) for name in _ROUNDING if name in options})
-    fields = {"length": length, "bits": options.pop("code_bits", code_bits), "stages": stages, "iterations": 25}
-    return Recipe(weights=Target(Codebooks(axis=0, **(fields | options)), rounding), inputs=inputs)
+def build(
+    *,
+    bits: int,
+    codebooks: int | None = None,
+    code_bits: int | None = None,
+    length: int | None = None,
+    entry_bits: Literal[8, 16] = 8,
+    tuning: BlockTuning | None = None,
+    inputs: Literal["original", "quantized"] = "original",
+    **options: Any,
+) -> Recipe:
+    """Further options are fields of `VectorFeedback` (order, retrain, refine, ..) and of `Codebooks`.
+
+    `ValueError` where codebooks, code_bits and length are not all given or none, or do not come to `bits` a weight.
+    """
+    given = (codebooks, code_bits, length)
+    if given == (None, None, None):
+        stages, width, v = _SPLITS[bits]
+    elif codebooks is None or code_bits is None or length is None:
+        raise ValueError(f"codebooks, code_bits, length {given}: expected all three, or none of them")
+    else:
+        stages, width, v = codebooks, code_bits, length
+    if stages * width != bits * v:
+        raise ValueError(f"{stages} codes of {width} bits for {v} weights: they come to {stages * width / v:g} bits a "
+                         f"weight, expected {bits}")  # fmt: skip
+    options = {"iterations": 25} | options
+    rounding = taken(VectorFeedback, options)
+    grid = Codebooks(bits=width, stages=stages, length=v, axis=0, entry_bits=entry_bits, **options)
+    return Recipe(weights=Target(grid, rounding), inputs=inputs, adaptation=tuning)
 
 
 VPTQ = Method(

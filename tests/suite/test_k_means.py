@@ -133,6 +133,17 @@ def test_it_follows_from_its_seed_and_leaves_everything_else_alone():
     assert torch.equal(x, kept[0]) and torch.equal(weight, kept[1]) and torch.equal(torch.get_rng_state(), state)
 
 
+def test_from_a_start_of_its_own_nothing_is_drawn_and_nothing_gets_worse():
+    x, start = vectors(300, 3), vectors(16, 3, 1)
+    generator = drawn(5)
+    state = generator.get_state()
+    found = k_means(x, 16, generator, start=start)
+    assert torch.equal(generator.get_state(), state) and inertia(x, found) < inertia(x, start)
+    assert torch.equal(k_means(x, 16, generator, start=found, tolerance=1e-12, iterations=1), found) or (
+        inertia(x, k_means(x, 16, generator, start=found)) < inertia(x, found)
+    )
+
+
 def test_powers_of_two_scale_vectors_and_leave_weights_without_effect():
     x, weight = vectors(300, 4), torch.rand(300, generator=drawn(2), dtype=torch.float64)
     centers = k_means(x, 32, drawn(), weight)
