@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.packing import pack, unpack
-from suite.grids.k_means import assign, k_means
+from suite.grids.k_means import k_means, nearest_of
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix
 from suite.grids.stored import from_bits, stored_type, to_bits
 
@@ -217,7 +217,7 @@ class FittedCodebooks:
                 before = self.grid.stored(before[None])[0]
             books.append(before)
             if stage + 1 < stages:
-                vectors = vectors - before[assign(vectors, before)[0]]
+                vectors = vectors - before[nearest_of(vectors, before)]
         return replace(self, codebooks=torch.stack(books))
 
     def _weights(self, importance: torch.Tensor) -> torch.Tensor:
@@ -241,7 +241,7 @@ class FittedCodebooks:
         wanted = self.cut(x if self.scale is None else x / self.scale)
         left, found = wanted.reshape(-1, self.grid.length), []
         for book in self.codebooks:
-            codes, _ = assign(left, book)
+            codes = nearest_of(left, book)
             left = left - book[codes]
             found.append(codes)
         codes = torch.stack(found, -1).reshape(*wanted.shape[:2], -1).to(self.code_type)

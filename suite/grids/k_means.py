@@ -101,13 +101,18 @@ def _moved(
 
 
 def assign(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (m,), int64, of the center nearest to each of `x` (m, g), the lowest of equals, and squared distances (m,).
+    """Codes (m,), int64, of the center nearest to each of `x` (m, g), as `nearest_of`, and squared distances (m,)."""
+    codes = nearest_of(x, centers)
+    return codes, (x - centers[codes]).square_().sum(1)
 
-    Nearest by |c|^2 / 2 - x . c in the type of `x`: a product of matrices. Distances are then computed from x - c.
+
+def nearest_of(x: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """Codes (m,), int64, of the center nearest to each of `x` (m, g), the lowest of equals.
+
+    Nearest by |c|^2 / 2 - x . c in the type of `x`: a product of matrices.
     """
     fixed = centers.detach()
     half = fixed.square().sum(1) / 2
     found = [torch.from_numpy(torch.addmm(half, part, fixed.T, alpha=-1).numpy().argmin(1))  # thrice torch's speed
              for part in x.detach().split(max(1, _TOGETHER // len(fixed)))]  # fmt: skip
-    codes = torch.cat(found)
-    return codes, (x - centers[codes]).square_().sum(1)
+    return torch.cat(found)
