@@ -3,7 +3,7 @@
 Codes and scale in turn, as k-means does: values go to the nearest level times s, and then s = sum x l / sum l^2 over
 the levels l that they went to. Neither step raises the squared error, and since there are finitely many codes the two
 come to rest at a fixed point, which for a scale with one boundary (ternary: |x| = s / 2) is the threshold of Li, Zhang,
-Liu 2016, "Ternary Weight Networks", arXiv:1605.04711, eqs. 4-5, solved and not approximated. Which fixed point depends
+Liu 2016, "Ternary Weight Networks", arXiv:1605.04711, solved and not approximated. Which fixed point depends
 on where it starts; the best of `starts` is kept.
 """
 
