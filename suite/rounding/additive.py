@@ -28,6 +28,7 @@ from suite.rounding.elementwise import Rounded
 
 _BETAS = (0.0, 0.95)  # aq_engine.py of the release; with AMSGrad
 _RIDGE = 1e-3  # of an entry's own mean diagonal: keeps its block invertible where few groups use it
+_TOGETHER = 1 << 22  # weights of entries in groups held at once: bounds the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,12 +226,15 @@ def _preconditioner(problem: Problem, sums: Sums, scale: torch.Tensor, n_codes: 
     """The inverses (M, K, g, g) of sum s^2 H_ii over the groups i that name an entry, a ridge added."""
     g = problem.fitted.grid.length
     blocks = torch.stack([problem.near[a : a + g, a : a + g] for a in range(0, len(problem.near), g)])
-    group = torch.arange(len(blocks)).repeat(len(scale))
-    energy = scale.square()[:, None].expand(-1, len(blocks)).reshape(-1)
     found = []
     for index in sums.index:
-        weight = energy.new_zeros(n_codes * len(blocks)).index_add_(0, index * len(blocks) + group, energy)
-        normal = torch.tensordot(weight.reshape(n_codes, -1), blocks, 1).double()
+        normal = torch.zeros(n_codes, g, g, dtype=torch.float64)
+        named, step = index.reshape(len(scale), -1), max(1, _TOGETHER // n_codes)
+        for part, there in zip(named.split(step, dim=1), blocks.split(step), strict=True):
+            place = part * len(there) + torch.arange(len(there))
+            energy = scale.square()[:, None].expand(place.shape).reshape(-1)
+            weight = energy.new_zeros(n_codes * len(there)).index_add_(0, place.reshape(-1), energy)
+            normal += torch.tensordot(weight.reshape(n_codes, -1), there, 1)
         mean = normal.diagonal(dim1=1, dim2=2).mean(1)
         ridge = torch.where(mean > 0, _RIDGE * mean, 1.0)
         normal.diagonal(dim1=1, dim2=2).add_(ridge[:, None])

@@ -15,7 +15,7 @@ from suite.grids import Codebooks, Integer
 from suite.methods import method_named
 from suite.quantize import quantize_matrix, relative_errors
 from suite.recipe import Recipe, Target, parse
-from suite.rounding import Additive
+from suite.rounding import Additive, additive
 from suite.rounding.additive import Descent, Problem, Solution, Sums
 from suite.rounding.beam_search import row_losses
 
@@ -134,6 +134,15 @@ def test_codebooks_and_scales_are_solved_for(seed):
     total = sums(found["codebooks"], torch.ones_like(scale))
     for s in (found["scale"] * 1.001, found["scale"] * 0.999):
         assert bool((row_losses(W - total * found["scale"], H) <= row_losses(W - total * s, H)).all())
+
+
+def test_a_preconditioner_made_in_parts_is_the_same(monkeypatch):
+    _, _, there, state = problem()
+    sums = Sums(state.codes, state.fitted.n_codes)
+    whole = additive._preconditioner(there, sums, state.scale, state.fitted.n_codes)
+    monkeypatch.setattr(additive, "_TOGETHER", 1)
+    parts = additive._preconditioner(there, sums, state.scale, state.fitted.n_codes)
+    assert bool(((whole - parts).abs() <= 1e6 * EPS * whole.abs().amax((2, 3), keepdim=True)).all())  # ridges: 1e-3
 
 
 def test_sums_and_what_collects_them_are_each_others_transpose():
