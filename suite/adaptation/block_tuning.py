@@ -51,7 +51,7 @@ class BlockTuning:
     relative: bool = True
     betas: tuple[float, float] = (0.9, 0.95)
     schedule: Literal["constant", "cosine"] = "cosine"
-    batch: int = 1
+    batch: int = 2
     epochs: int = 1
     patience: int = 3
     held_out: float = 0.125
