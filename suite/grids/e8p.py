@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from kernels.packing import pack, unpack
-from suite.grids.lattice_codebooks import e8_points, e8p_points
+from suite.grids.lattice_codebooks import beginnings, e8_points, e8p_points, nearest_code
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix
 from suite.grids.stored import from_bits, stored_type, to_bits
 
@@ -43,8 +42,9 @@ class E8P:
     best of each shape of pattern, and the nearest sum is taken: 1 is the release's greedy choice. `scale_bits` is what
     the scale is stored in: float16 or float32.
 
-    A last block of a row that is short is filled up with zeros, and its code is stored and charged. Ties are as
-    `suite.grids.e8p_search` says.
+    A last block of a row that is short takes the points that are nearest where there are values, one after the other;
+    its code is stored and charged like the others. Ties are as `suite.grids.e8p_search` says, in a short block the
+    first in the order of the points' values.
     """
 
     bits: Literal[2, 3, 4] = 2
@@ -140,18 +140,38 @@ class FittedE8P:
         """
         if cost is not None:
             raise ValueError("points of E8P take no cost by code: values that share a code have no rate each")
-        from suite.grids.e8p_search import nearest_e8p, nearest_sum  # compiled when it is first needed
-
         n_out, k = x.shape
         scaled = x if self.scale == 0 else x / self.scale
-        vectors = F.pad(scaled, (0, -k % 8)).reshape(-1, 8).contiguous().numpy()
-        if self.grid.bits == 2:
-            found = torch.from_numpy(nearest_e8p(vectors))[:, None]
-        else:
-            tables = e8p_points().numpy(), self._second.numpy()
-            found = torch.from_numpy(nearest_sum(vectors, self.grid.ratio, self.grid.tries, *tables))
+        parts = [self._whole(scaled[:, : k - k % 8].reshape(-1, 8)).reshape(n_out, -1, self._stages)]
+        if k % 8:
+            parts.append(self._short(scaled[:, k - k % 8 :])[:, None])
+        found = torch.cat(parts, 1)
         octets = torch.stack([found & 255, found >> 8], -1).to(torch.uint8)
-        return octets.reshape(n_out, -1, 2 * found.shape[1])[..., : self.grid.bits].contiguous()
+        return octets.flatten(2)[..., : self.grid.bits].contiguous()
+
+    @property
+    def _stages(self) -> int:
+        return 1 if self.grid.bits == 2 else 2
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes (n, stages), int32, for vectors (n, 8) of unit scale."""
+        from suite.grids.e8p_search import nearest_e8p, nearest_sum  # compiled when it is first needed
+
+        vectors = x.contiguous().numpy()
+        if self.grid.bits == 2:
+            return torch.from_numpy(nearest_e8p(vectors))[:, None]
+        tables = e8p_points().numpy(), self._second.numpy()
+        return torch.from_numpy(nearest_sum(vectors, self.grid.ratio, self.grid.tries, *tables))
+
+    def _short(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes (n, stages), int32, for the first values (n, k < 8) of vectors of unit scale."""
+        values, codes = beginnings(x.shape[1], False)
+        first = nearest_code(x, values)
+        if self.grid.bits == 2:
+            return codes[first][:, None]
+        left = (x - values.to(x.dtype)[first]) * self.grid.ratio
+        values, others = beginnings(x.shape[1], self.grid.bits == 3)
+        return torch.stack([codes[first], others[nearest_code(left, values)]], 1)
 
     @property
     def _second(self) -> torch.Tensor:

@@ -95,3 +95,14 @@ def nearest_code(x: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     table = points.to(x.dtype)
     norms = (table**2).sum(1)
     return torch.cat([(norms - 2 * part @ table.T).argmin(1) for part in x.split(1 << 8)])
+
+
+@cache
+def beginnings(k: int, one_bit: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `k` values (n, k) that points have, each once, in their order; and the first code of each (n,), int32.
+
+    Of the one-bit codebook, or of E8P.
+    """
+    points = (e8_points() if one_bit else e8p_points()).numpy()
+    values, codes = np.unique(points[:, :k], axis=0, return_index=True)
+    return torch.from_numpy(values), torch.from_numpy(codes).to(torch.int32)

@@ -7,11 +7,14 @@ on blocks of eight columns from the last to the first, and then again in sweeps 
 Defaults differ from the release (`released=True`) where it can be bettered at the same bits: sweeps keep a code where
 the new one does not lower the error, which at 4 bits they would otherwise raise; and at 3 and 4 bits the first of two
 points is sought for the sum of both, on scales that suit this, instead of by itself. Layers are calibrated on the
-outputs of the quantized layers before them. Fine-tuning (`suite.adaptation.BlockTuning`) is a recipe's to add.
+outputs of the quantized layers before them. Blocks are tuned, but for their signs: made real numbers, as in the paper
+and in the release, they take 16 bits each, which small matrices do not earn back: `tuning=BlockTuning()`, or
+`QUIP_SHARP_TUNING` in the release's way, tunes them too. The whole model is not tuned.
 """
 
 from typing import Any, Literal
 
+from suite.adaptation.block_tuning import BlockTuning
 from suite.grids import E8P
 from suite.methods.method import Method
 from suite.recipe import Recipe, Target
@@ -24,6 +27,7 @@ _SEARCHED: dict[int, dict[str, Any]] = {
     3: {"scale": 1.0, "residual": 1.75, "tries": 4},
     4: {"scale": 0.9, "residual": 3.6, "tries": 4},
 }
+_TUNING = BlockTuning(sign_rate=0.0)
 
 
 def build(
@@ -33,6 +37,7 @@ def build(
     sweeps: int = 10,
     damping: float = 0.01,
     inputs: Literal["original", "quantized"] = "quantized",
+    tuning: BlockTuning | None = _TUNING,
     **grid: Any,
 ) -> Recipe:
     """Further options are fields of `E8P`; `released` takes its codebooks and sweeps as the release does."""
@@ -40,7 +45,7 @@ def build(
     rounding = Descent(start=start, sweeps=sweeps, monotone=not released)
     searched = {} if released else _SEARCHED.get(bits, {})
     target = Target(E8P(bits=bits, **(searched | grid)), rounding)  # type: ignore[arg-type]
-    return Recipe(transforms=(Incoherence(),), weights=target, inputs=inputs)
+    return Recipe(transforms=(Incoherence(),), weights=target, inputs=inputs, adaptation=tuning)
 
 
 QUIP_SHARP = Method(

@@ -148,3 +148,31 @@ def test_the_released_codebooks_leave_as_much(row):
     fitted = replace(grid.fit(x), scale=torch.ones(1, 1, dtype=torch.float64) / config["scale"])
     error = ((x - fitted.snap(x)[1]) ** 2).mean()
     assert float(error) == pytest.approx(row["mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("k", range(1, 8))
+def test_a_short_block_looks_only_at_the_values_that_there_are(bits, k):
+    """The nearest of all points in those values; at 3 and 4 bits first one point, then what is left."""
+    x = gaussian(40, k, 8 + k)
+    fitted = E8P(bits=bits).fit(x)
+    codes, values = fitted.snap(x)
+    assert codes.shape == (40, 2, bits) and fitted.n_bits == 40 * 2 * 8 * bits + 16
+    assert torch.equal(codes[:, :1], fitted.nearest(x[:, :8], slice(0, 8)))
+    assert torch.equal(codes[:, 1:], fitted.nearest(x[:, 8:], slice(8, 8 + k)))
+    points, second = e8p_points()[:, :k].double(), {2: None, 3: e8_points(), 4: e8p_points()}[bits]
+    wanted = x[:, 8:] / fitted.scale
+    error = torch.cdist(wanted, points).square()
+    if second is not None:
+        left = (wanted - points[error.argmin(1)]) * fitted.grid.ratio
+        error = torch.cdist(left, second[:, :k].double()).square() / fitted.grid.ratio**2
+    found = (wanted - values[:, 8:] / fitted.scale).square().sum(1)
+    assert torch.allclose(found, error.amin(1), rtol=1e-6, atol=1e-12)
+
+
+def test_short_blocks_stay_where_they_are():
+    for k in range(1, 8):
+        x = gaussian(500, k, k) * 3
+        fitted = E8P().fit(x)
+        Q = fitted.snap(x)[1]
+        assert torch.equal(fitted.snap(Q)[1], Q)

@@ -37,7 +37,13 @@ def takes_one_matrix(method):
     return recipe.weights is not None and all(transform.place == "fold" for transform in recipe.transforms)
 
 
+def turns_matrices(method):
+    places = {transform.place for transform in method.recipe(bits=method.bits[-1]).transforms}
+    return "matrix" in places and places <= {"fold", "matrix"}
+
+
 OF_MATRICES = [m for m in METHODS if takes_one_matrix(m)]
+TURNED = [(m, bits) for m in METHODS if turns_matrices(m) for bits in m.bits]
 UNIFORM = [m for m in OF_MATRICES if not m.fixed and isinstance(m.recipe(bits=4).weights.grid, Integer)]
 
 methods = pytest.mark.parametrize("method", OF_MATRICES, ids=lambda m: m.name)
@@ -96,6 +102,20 @@ def test_every_method_keeps_the_contract(method, bits, shape):
         assert cannot_have(method, error)
         return
     assert method.fixed or q.grid.grid.bits == bits
+
+
+@pytest.mark.parametrize(("method", "bits"), TURNED, ids=lambda x: getattr(x, "name", str(x)))
+@pytest.mark.parametrize("shape", [(4, 8), (12, 20), (1, 1)], ids=str)
+def test_methods_that_turn_matrices_keep_the_contract(method, bits, shape):
+    """Those of sizes that have a Hadamard matrix."""
+    W, X = data(shape)
+    for dtype in (torch.float32, torch.float64):
+        q = holds_the_contract(
+            W.to(dtype), X, lambda W, X: quantize_matrix(W, method=method.name, bits=bits, X=X, seed=3)
+        )
+        assert q.frame is not None and q.grid.grid.bits == bits
+    with pytest.raises(ValueError, match="no Hadamard matrix of order 3"):
+        quantize_matrix(torch.ones(3, 8), method=method.name, bits=bits, X=torch.ones(9, 8))
 
 
 @methods
@@ -279,7 +299,8 @@ def test_methods_have_names_of_their_own():
     assert all(method_named(m.name) is m for m in METHODS)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not takes_one_matrix(m)], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [m for m in METHODS if not takes_one_matrix(m) and not turns_matrices(m)],
+                         ids=lambda m: m.name)  # fmt: skip
 def test_a_method_of_coordinates_or_caches_takes_a_whole_model(method):
     W, X = data((5, 7))
     whole = "weights" in method.targets
