@@ -84,7 +84,9 @@ def viterbi(
     n, steps, V = x.shape
     L = len(table).bit_length() - 1
     counts = torch.ones(steps, V, dtype=torch.bool) if known is None else known
-    patterns, which = torch.unique(counts, dim=0, return_inverse=True)
+    bits = torch.arange(V)
+    names, which = torch.unique((counts << bits).sum(1), return_inverse=True)
+    patterns = names[:, None] >> bits & 1
     tables = np.stack([kernel.arranged((table * pattern).float().numpy(), L, k) for pattern in patterns])
     values = (x * counts).float().contiguous().numpy()  # what does not count is 0, and so is what it is compared with
     begin = (torch.full((n,), -1) if start is None else start).to(torch.int64).numpy()
