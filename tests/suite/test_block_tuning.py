@@ -279,6 +279,8 @@ HOWS = {
     "gains alone": replace(FAST, scale_rate=0.0, codebook_rate=0.0, sign_rate=0.0),
     "weights in between": replace(FAST, weight_rate=3e-3),
     "far too fast": replace(FAST, scale_rate=30.0, norm_rate=30.0),
+    "QuIP#'s": QUIP_SHARP_TUNING,
+    "AQLM's": AQLM_TUNING,
 }
 
 
@@ -290,7 +292,7 @@ def test_a_block_never_ends_worse_than_it_began_and_is_what_is_stored(bench, how
     assert len(descents) == (4 if how.weight_rate else 1)
     _, rows, found = descents[-1]
     assert found.errors[found.best] <= found.errors[0]
-    if how.scale_rate != 30.0:
+    if how.relative and how.scale_rate != 30.0:  # the published rates are for far larger models and more rows
         assert found.best and found.errors[found.best] < found.errors[0]
     held = how.split(12, generator_for(0, "model.layers.1.mlp.down_proj/tuning"))[1]
     chosen = Rows(rows.inputs[held], rows.targets[held])
@@ -303,7 +305,8 @@ def test_a_block_never_ends_worse_than_it_began_and_is_what_is_stored(bench, how
         assert torch.equal(weight, q.dequantize())
         if not how.weight_rate:
             assert torch.equal(q.codes, plain.layers[name].codes)
-        signs = framed and how.sign_rate and found.best
+        signs = framed and q.frame.bits == 16
+        assert not signs or how.sign_rate
         assert q.n_bits == plain.layers[name].n_bits + (15 * sum(q.grid.shape) if signs else 0)
 
 
