@@ -183,7 +183,7 @@ class FittedTrellis:
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """`ValueError`: tiles have no two codes around them."""
-        raise ValueError(f"tiles of {math.prod(self.grid.tile)} values have no two codes around them")
+        raise ValueError(f"tiles of {math.prod(self.grid.tile)} values have no neighbors: no two codes around them")
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for; differentiable in scale and table."""
