@@ -29,6 +29,7 @@ from suite.grids import (
     Scaled,
     Sparse,
     Steps,
+    Trellis,
     TwoLevel,
     Unscaled,
 )  # fmt: skip
@@ -118,6 +119,7 @@ PROMISES = [
     # a point near eight equal values is one of different values; sums of two points are not their own nearest where a
     # block is short, nor at 4 bits where the first points of several are as near
     Promise(E8P(), constant=0.7),
+    Promise(Trellis(L=8, tile=(4, 4)), constant=1.5), Promise(Trellis(code="hyb", V=2, tile=(4, 8)), constant=1.5),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid
