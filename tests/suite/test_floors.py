@@ -71,17 +71,21 @@ def is_below(errors, floor):
     return float(errors.mean()) < floor - 4 * float(errors.std()) / len(errors) ** 0.5
 
 
-SOURCES = [
-    Source("white", 2, 32, 256),
-    Source("correlated", 2, 32, 256),
-    pytest.param(Source("white", 8, 64, 256), marks=pytest.mark.slow),
-    pytest.param(Source("correlated", 8, 64, 256), marks=pytest.mark.slow),
-]
+WHITE, CORRELATED = Source("white", 2, 32, 256), Source("correlated", 2, 32, 256)
+LARGE = [Source("white", 8, 64, 256), Source("correlated", 8, 64, 256)]
 
 
-@pytest.mark.parametrize(("method", "bits"), [(m, b) for m in METHODS for b in m.bits],
-                         ids=lambda x: getattr(x, "name", str(x)))  # fmt: skip
-@pytest.mark.parametrize("source", SOURCES, ids=str)
+def cases():
+    """Every method and width on every source; the larger sources and wide codes of correlated inputs are slow."""
+    for source in (WHITE, CORRELATED, *LARGE):
+        for method in METHODS:
+            for bits in method.bits:
+                slow = source in LARGE or (source is CORRELATED and bits > 4 and not method.fixed)
+                marks = pytest.mark.slow if slow else ()
+                yield pytest.param(source, method, bits, id=f"{source}-{method.name}-{bits}", marks=marks)
+
+
+@pytest.mark.parametrize(("source", "method", "bits"), list(cases()))
 def test_no_method_is_better_than_the_source_allows(source, method, bits):
     X = source.root * source.columns**0.5
     errors, rates = [], []
@@ -111,9 +115,6 @@ def test_a_method_is_skipped_only_where_it_takes_a_whole_model_or_not_this_width
             assert re.search(WHOLE_MODEL, str(error)), (method.name, str(error))
             unmeasured.add(method.name)
     assert unmeasured == {"quarot", "spinquant", "expansion", "duquant", "kivi", "kvquant"}
-
-
-WHITE, CORRELATED = SOURCES[:2]
 
 
 @pytest.mark.parametrize("source", [WHITE, CORRELATED], ids=str)
