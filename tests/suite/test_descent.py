@@ -5,6 +5,7 @@ import torch
 from feedback import damping, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_grids import PROMISES
 
 from suite.grids import E8P, Codebooks, Integer, Scaled
 from suite.recipe import Target, parse
@@ -83,6 +84,18 @@ def test_monotone_sweeps_never_raise_the_error(grid, seed, share, sweeps):
     assert error(W, after, wide) <= error(W, before, wide) * (1 + 1e-9)
     assert after.codes.shape == before.codes.shape and after.codes.dtype == before.codes.dtype
     assert after.fallbacks == before.fallbacks
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=str)
+@pytest.mark.parametrize("order", ["given", "reversed", "decreasing"])
+def test_it_lowers_the_error_on_every_grid(promise, order):
+    """What comes after error feedback in any order that the grid takes."""
+    start = Feedback(order=order)
+    if Target(promise.grid, Descent(start=start)).unsupported:
+        return
+    W, H = problem(11, 20, 40)
+    before, after = (rounded(how, W, promise.grid, H) for how in (start, Descent(start=start, sweeps=3)))
+    assert error(W, after, damped(H, 0.01)) < error(W, before, damped(H, 0.01))
 
 
 @few
