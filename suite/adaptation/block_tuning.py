@@ -47,7 +47,7 @@ class BlockTuning:
     codebook_rate: float = 1e-2
     sign_rate: float = 0.0
     norm_rate: float = 1e-2
-    weight_rate: float = 2e-2
+    weight_rate: float = 1e-2
     relative: bool = True
     betas: tuple[float, float] = (0.9, 0.95)
     schedule: Literal["constant", "cosine"] = "cosine"
