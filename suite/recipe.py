@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from suite.activations import unsupported_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.coding import CODINGS, Coding, Exponents, Fixed
-from suite.grids import GRID_PARTS, GRIDS, Codebooks, Exl2, Integer, Sparse, Steps
+from suite.grids import GRID_PARTS, GRIDS, Codebooks, Exl2, Integer, OutlierColumns, Sparse, Steps
 from suite.grids.grid import Grid
 from suite.kv_cache.target import CACHE_PARTS, CacheGrid, CacheTarget, with_bits
 from suite.rounding import (
@@ -35,7 +35,15 @@ from suite.rounding import (
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
 Rounding = (
-    Nearest | Stochastic | Feedback | HalfQuadratic | RateAware | Qronos | Additive | GroupFeedback | VectorFeedback
+    Nearest
+    | Stochastic
+    | Feedback
+    | HalfQuadratic
+    | RateAware
+    | Qronos
+    | Additive
+    | GroupFeedback
+    | VectorFeedback
     | Descent
 )
 
@@ -64,7 +72,8 @@ class Target:
                 return f"half-quadratic rounding moves real zero points, the convention is {self.grid.convention}"
         if isinstance(self.rounding, Additive) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 1):
             return f"beam search takes codebooks of consecutive inputs, the grid is {canonical(self.grid)}"
-        if isinstance(self.rounding, VectorFeedback) and not (isinstance(self.grid, Codebooks) and self.grid.axis == 0):
+        vectors = isinstance(self.grid, Codebooks | OutlierColumns) and self.grid.block[1] == 1  # of outputs
+        if isinstance(self.rounding, VectorFeedback) and not vectors:
             return f"VPTQ's rounding takes codebooks of consecutive outputs, the grid is {canonical(self.grid)}"
         feedback = self.rounding.feedback if isinstance(self.rounding, RateAware) else self.rounding
         feedback = feedback.start if isinstance(feedback, Descent) else feedback

@@ -15,6 +15,7 @@ from suite.grids.k_quants import Gguf
 from suite.grids.least_squares import LeastSquares
 from suite.grids.lloyd_max import GaussianTable, KMeansTable
 from suite.grids.nested import DoubleQuantized, TwoLevel
+from suite.grids.outlier_columns import OutlierColumns
 from suite.grids.partly_binary import PartlyBinary
 from suite.grids.residual_binary import ResidualBinary
 from suite.grids.scaled import Scaled
@@ -25,7 +26,7 @@ from suite.grids.trellis import Trellis
 
 GRIDS = (
     Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P,
-    Trellis,
+    Trellis, OutlierColumns,
 )  # fmt: skip
 SCALES = (RealScale, LeastSquares, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of
@@ -47,6 +48,7 @@ __all__ = [
     "Integer",
     "KMeansTable",
     "LeastSquares",
+    "OutlierColumns",
     "OutputSearch",
     "PartlyBinary",
     "PowerOfTwo",

@@ -6,8 +6,9 @@ a vector weigh alike in the output error. The codebooks belong to one matrix, ar
 what the stages before leave (residual vector quantization), and are stored with it: nothing of a table is free, and for
 a small matrix it is a large part of the bits.
 
-A last vector that is short, of the rows or of the columns, is filled up with zeros, and its codes are stored and
-charged like the others. Codes are chosen stage by stage, each nearest to what is left, the lowest code of equals.
+A last vector that is short, of the rows or of the columns, is filled up with zeros where codebooks are trained; its
+codes are chosen by the values it has, and stored and charged like the others. Codes are chosen stage by stage, each
+nearest to what is left, the lowest code of equals.
 """
 
 import math
@@ -83,8 +84,8 @@ class Codebooks:
         weight = importance.diagonal() if self.weighted and importance is not None else None
         return bound.trained(W, self.stages, torch.Generator().manual_seed(self.seed), weight)
 
-    def bind(self, W: torch.Tensor) -> "FittedCodebooks":
-        """Row scales fitted to `W` (out, in), and no codebook yet."""
+    def bind(self, W: torch.Tensor, importance: torch.Tensor | None = None) -> "FittedCodebooks":
+        """Row scales fitted to `W` (out, in), and no codebook yet. `importance` is not read."""
         if self.unsupported:
             raise ValueError(self.unsupported)
         check_matrix(W)
@@ -186,13 +187,13 @@ class FittedCodebooks:
             x = F.pad(x, (0, -k % columns, 0, -n_out % rows))
         if self.grid.axis == 1:
             return x.reshape(n_out, -1, columns)
-        return x.reshape(-1, rows, k).transpose(1, 2)
+        return x.reshape(-(-n_out // rows), rows, k).transpose(1, 2)
 
     def joined(self, vectors: torch.Tensor, k: int) -> torch.Tensor:
         """The inverse of `cut`: vectors (R, C, length) as (out, k), the filling dropped."""
         if self.grid.axis == 1:
-            return vectors.reshape(len(vectors), -1)[:, :k]
-        return vectors.transpose(1, 2).reshape(-1, k)[: self.shape[0]]
+            return vectors.flatten(1)[:, :k]
+        return vectors.transpose(1, 2).flatten(0, 1)[: self.shape[0]]
 
     def trained(
         self,
@@ -239,17 +240,25 @@ class FittedCodebooks:
         if cost is not None:
             raise ValueError("codebooks take no cost by code: values that share a code have no rate each")
         wanted = self.cut(x if self.scale is None else x / self.scale)
-        left, found = wanted.reshape(-1, self.grid.length), []
-        for book in self.codebooks:
+        codes = self._coded(wanted, self.grid.length)
+        across = self.grid.axis
+        held = x.shape[across] % self.grid.length
+        if held:  # the last vector is short: its code is chosen by the values that it has
+            codes.narrow(across, -1, 1).copy_(self._coded(wanted.narrow(across, -1, 1), held))
+        return codes, self.decode(codes, columns, x.shape[1])
+
+    def _coded(self, wanted: torch.Tensor, held: int) -> torch.Tensor:
+        """Codes (R, C, stages) for vectors (R, C, length), of which the first `held` values count."""
+        left, found = wanted[..., :held].reshape(-1, held), []
+        for book in self.codebooks[..., :held]:
             codes = nearest_of(left, book)
             left = left - book[codes]
             found.append(codes)
-        codes = torch.stack(found, -1).reshape(*wanted.shape[:2], -1).to(self.code_type)
-        return codes, self.decode(codes, columns, x.shape[1])
+        return torch.stack(found, -1).reshape(*wanted.shape[:2], len(found)).to(self.code_type)
 
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
-        """`ValueError`: vectors have no two codes around them."""
-        raise ValueError(f"vectors of {self.grid.length} values have no two codes around them")
+        """`ValueError`: vectors have none."""
+        raise ValueError(f"vectors of {self.grid.length} values have no neighbors")
 
     def decode(self, codes: torch.Tensor, columns: Columns = ALL, k: int | None = None) -> torch.Tensor:
         """The values (out, k) that the codes of `columns` stand for; `k` where it is known."""
@@ -261,6 +270,19 @@ class FittedCodebooks:
             vectors = vectors + self.codebooks[stage][index[..., stage]]
         values = self.joined(vectors, k)
         return values if self.scale is None else values * self.scale
+
+    @property
+    def entries(self) -> torch.Tensor:
+        """All entries (stages, 2^bits, length)."""
+        return self.codebooks
+
+    def with_entries(self, entries: torch.Tensor) -> "FittedCodebooks":
+        """The same with these in their place."""
+        return replace(self, codebooks=entries)
+
+    def storable(self) -> "FittedCodebooks":
+        """The same with entries as they are stored."""
+        return replace(self, codebooks=self.grid.stored(self.codebooks))
 
     def gathered(self, codes: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """What `gradient` (out, in) of all values adds up to for each entry: the transpose of `decode` in codebooks."""

@@ -24,9 +24,12 @@ import torch
 
 from suite.grids.codebooks import Codebooks, FittedCodebooks
 from suite.grids.grid import Grid
+from suite.grids.outlier_columns import FittedOutlierColumns, OutlierColumns
 from suite.rounding.elementwise import Rounded
 from suite.rounding.feedback import ORDERS, Feedback, Order, Ordered, checked, factor
 from suite.statistics import quadratic
+
+Fitted = FittedCodebooks | FittedOutlierColumns
 
 _STEPS = 16  # of conjugate gradients at most, from entries that were trained for codes like these
 _CONVERGED = 1e-6  # of the squared slope at the start
@@ -58,7 +61,7 @@ class VectorFeedback:
 
     def round(self, W: torch.Tensor, grid: Grid, H: torch.Tensor | None, generator: torch.Generator) -> Rounded:
         """Codes for `W` (out, in) given `H` (in, in); `ValueError` without H, and for another grid."""
-        if not isinstance(grid, Codebooks) or grid.axis != 0:
+        if not isinstance(grid, Codebooks | OutlierColumns) or grid.block[1] != 1:
             raise ValueError(f"VPTQ's rounding takes codebooks of consecutive outputs, the grid is {grid}")
         sweep = Sweep.of(W, checked(H, W.shape[1]), self, generator)
         codes, fitted = self._trained(W, grid, sweep)
@@ -70,11 +73,13 @@ class VectorFeedback:
             fitted = refitted(fitted, W, codes, norm)
         return Rounded(codes, fitted, sweep.fallbacks)
 
-    def _trained(self, W: torch.Tensor, grid: Codebooks, sweep: "Sweep") -> tuple[torch.Tensor, FittedCodebooks]:
+    def _trained(
+        self, W: torch.Tensor, grid: Codebooks | OutlierColumns, sweep: "Sweep"
+    ) -> tuple[torch.Tensor, Fitted]:
         """Codes of the last sweep, and the codebooks they are of."""
         misaligned = self.importance == "misaligned"
         further = sweep.diagonal[torch.arange(W.shape[1]) // grid.length] if misaligned else sweep.diagonal
-        fitted = grid.bind(W).trained(W, 1, sweep.generator, sweep.diagonal)
+        fitted: Fitted = grid.bind(W, sweep.H).trained(W, 1, sweep.generator, sweep.diagonal)
         codes, moved = sweep(fitted)
         for stages in range(2, grid.stages + 1):
             fitted = fitted.trained(moved, stages, sweep.generator, further, keep=stages - 1)
@@ -89,13 +94,13 @@ class VectorFeedback:
 class Sweep:
     """Error feedback over the columns of one matrix, as often as codebooks change.
 
-    `diagonal` (in,) of H and `pivots` (in,), the diagonal of R, go with the columns of the matrix, float64.
+    `H` (in, in) and `pivots` (in,), the diagonal of R, go with the columns of the matrix, float64.
     """
 
     columns: Ordered
     feedback: Feedback
     generator: torch.Generator
-    diagonal: torch.Tensor
+    H: torch.Tensor
     pivots: torch.Tensor
     R: torch.Tensor
     fallbacks: tuple[str, ...]
@@ -108,9 +113,14 @@ class Sweep:
         pivots = torch.empty_like(columns.pivots)
         pivots[perm] = columns.pivots
         feedback = Feedback(order=how.order, groups="static", damping=how.damping, block=how.block)
-        return cls(columns, feedback, generator, H.double().diagonal(), pivots, R, fallbacks)
+        return cls(columns, feedback, generator, H.double(), pivots, R, fallbacks)
 
-    def __call__(self, fitted: FittedCodebooks) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """H_jj (in,)."""
+        return self.H.diagonal()
+
+    def __call__(self, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes, and the values (out, in) that they were chosen for: w'."""
         columns = replace(self.columns, errors=torch.zeros_like(self.columns.errors))
         codes, _ = self.feedback.place(columns, fitted, self.generator)
@@ -125,14 +135,14 @@ class Sweep:
         return (self.R @ self.R.T)[back[:, None], back]
 
 
-def refitted(fitted: FittedCodebooks, W: torch.Tensor, codes: torch.Tensor, H: torch.Tensor) -> FittedCodebooks:
+def refitted(fitted: Fitted, W: torch.Tensor, codes: torch.Tensor, H: torch.Tensor) -> Fitted:
     """The grid with entries of less tr (W - Q) H (W - Q)^T for these `codes`, as stored; itself if there are none.
 
     `W` (out, in), `H` (in, in) float64. Least squares in the entries of all stages at once, by conjugate gradients from
     where they are: a step is a product (out, in) x (in, in), and none goes uphill. Entries that no code takes stay.
     """
-    entries = fitted.codebooks.double()
-    wide = replace(fitted, codebooks=entries)
+    entries = fitted.entries.double()
+    wide = fitted.with_entries(entries)
     left = wide.gathered(codes, (W - wide.decode(codes)) @ H)
     pull = wide.gathered(codes, H.diagonal().expand(W.shape).double())
     inverse = torch.where(pull > 0, 1 / pull, 0.0)  # what the entries would take one by one
@@ -141,18 +151,18 @@ def refitted(fitted: FittedCodebooks, W: torch.Tensor, codes: torch.Tensor, H: t
     for _ in range(_STEPS):
         if slope <= _CONVERGED * first:
             break
-        curved = wide.gathered(codes, replace(wide, codebooks=towards).decode(codes) @ H)
+        curved = wide.gathered(codes, wide.with_entries(towards).decode(codes) @ H)
         step = slope / float((towards * curved).sum())
         entries, left = entries + step * towards, left - step * curved
         ahead = inverse * left
         before, slope = slope, float((left * ahead).sum())
         towards = ahead + (slope / before) * towards
-    found = replace(fitted, codebooks=fitted.grid.stored(entries.to(W.dtype)))
+    found = fitted.with_entries(entries.to(W.dtype)).storable()
     better = quadratic(W - found.decode(codes), H) < quadratic(W - fitted.decode(codes), H)
     return found if better else fitted
 
 
-def descended(fitted: FittedCodebooks, W: torch.Tensor, codes: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
+def descended(fitted: Fitted, W: torch.Tensor, codes: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
     """Codes after one look at every vector, column by column: the best entries for it, given all other codes.
 
     For column j that is the entry nearest to q_j + (W - Q) H_j / H_jj; codes stay where that is no nearer than they

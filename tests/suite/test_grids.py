@@ -15,6 +15,7 @@ from suite.grids import (
     GRIDS,
     BellSplit,
     BFloat16,
+    Codebooks,
     DoubleQuantized,
     Exl2,
     GaussianTable,
@@ -22,6 +23,7 @@ from suite.grids import (
     Integer,
     KMeansTable,
     LeastSquares,
+    OutlierColumns,
     PartlyBinary,
     PowerOfTwo,
     RealScale,
@@ -120,6 +122,11 @@ PROMISES = [
     # block is short, nor at 4 bits where the first points of several are as near
     Promise(E8P(), constant=0.7),
     Promise(Trellis(L=8, tile=(4, 4)), constant=1.5), Promise(Trellis(code="hyb", V=2, tile=(4, 8)), constant=1.5),
+    # entries and row scales are rounded each; sums of entries are not their own nearest
+    Promise(Codebooks(bits=3, length=4, scale="row"), constant=2.0**-9),
+    Promise(Codebooks(bits=4, length=3, axis=0, entry_bits=8), constant=2.0**-7),
+    Promise(OutlierColumns(share=0.1, outliers=Codebooks(bits=9, length=2, axis=0),
+                           rest=Codebooks(bits=3, length=2, axis=0))),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vptq_release import ROWS
 
-from suite.grids import Codebooks, Integer
+from suite.grids import Codebooks, Integer, OutlierColumns
 from suite.methods import method_named
 from suite.quantize import quantize_matrix, relative_errors
 from suite.quantized import Quantized
@@ -235,6 +235,15 @@ def test_the_method_stores_what_it_says(bits):
     assert q.grid.beside_bits == sum(count * width for count, width in grid.beside_widths(q.grid.header()))
 
 
+def test_options_reach_what_they_name():
+    recipe = method_named("vptq").recipe(bits=2, codebooks=2, code_bits=6, length=6, entry_bits=16, outliers=0.02,
+                                         outlier_codebooks=3, refine=0, iterations=5, inputs="quantized")  # fmt: skip
+    rest = Codebooks(bits=6, stages=2, length=6, axis=0, iterations=5)
+    grid = OutlierColumns(share=0.02, outliers=replace(rest, stages=3), rest=rest)
+    assert recipe == Recipe(weights=Target(grid, VectorFeedback(refine=0)), inputs="quantized")
+    assert parse(str(recipe)) == recipe
+
+
 def test_what_it_does_not_take_is_refused():
     W, H = problem()
     for grid in (Integer(bits=2), Codebooks(axis=1)):
@@ -331,3 +340,78 @@ def test_golden_numbers(row):
     found = sum(_hnmse(W, how.round(W.float(), grid, damped(H), drawn(seed)), H) for seed in range(3)) / 3
     assert found <= 1.02 * theirs
     assert _hnmse(W, VectorFeedback().round(W.float(), grid, H, drawn()), H) <= 0.8 * theirs
+
+
+def outliers(stages=2, share=0.1):
+    return OutlierColumns(share=share, outliers=Codebooks(bits=5, stages=stages, length=4, axis=0),
+                          rest=Codebooks(bits=4, length=4, axis=0, entry_bits=8))  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(32, 24), (10, 7), (3, 1)], ids=str)
+def test_outlier_columns_are_those_that_weigh_most_and_are_charged(shape):
+    W, H = problem(12, *shape, dtype=torch.float32)
+    grid, (n_out, n_in) = outliers(), shape
+    rounded = VectorFeedback().round(W, grid, H, drawn())
+    fitted, codes = rounded.grid, rounded.codes
+    count = min(n_in - 1, math.ceil(0.1 * n_in))
+    assert set(fitted.marked.nonzero()[:, 0].tolist()) == set(H.diagonal().argsort(descending=True)[:count].tolist())
+    rows, place = math.ceil(n_out / 4), max(1, (n_in - 1).bit_length())
+    tables = 2 * 32 * 4 * 16 + 16 * 4 * 8 + 16
+    assert fitted.n_bits == tables + count * place + rows * (count * 2 * 5 + (n_in - count) * 4)
+    q = Quantized(codes=codes, grid=fitted)
+    back = Quantized.from_bytes(q.to_bytes(), q.header())
+    assert torch.equal(back.dequantize(), q.dequantize()) and torch.equal(back.codes, codes)
+    assert torch.equal(fitted.decode32(codes), fitted.decode(codes))
+    assert torch.equal(fitted.codes_of(fitted.streams(codes)), codes)
+    kept = fitted.tuned(fitted.tunable())
+    assert torch.equal(kept.decode(codes), fitted.decode(codes))
+
+
+def test_each_column_is_coded_by_its_own_codebooks():
+    W, H = problem(13, 32, 24)
+    fitted = outliers().fit(W, H)
+    codes, Q = fitted.snap(W)
+    for marked, part in ((fitted.marked, fitted.outliers), (~fitted.marked, fitted.rest)):
+        own, values = part.snap(W[:, marked])
+        assert torch.equal(codes[:, marked, : own.shape[2]], own) and torch.equal(Q[:, marked], values)
+        assert not bool(codes[:, marked, own.shape[2] :].any())
+    for column in (0, 5, int(fitted.marked.nonzero()[0])):
+        one = slice(column, column + 1)
+        assert torch.equal(fitted.nearest(W[:, one], one), codes[:, one])
+
+
+def test_more_codebooks_for_outliers_lower_the_error_and_no_step_goes_uphill():
+    W, H = problem(14, 64, 24)
+    totals = [error(W, VectorFeedback().round(W, outliers(stages), H, drawn()), H) for stages in (1, 2)]
+    assert totals[1] < totals[0]
+    fitted, H = outliers().fit(W, H), damped(H)
+    codes = fitted.nearest(W)
+    before = quadratic(W - fitted.decode(codes), H)
+    for _ in range(2):
+        fitted = refitted(fitted, W, codes, H)
+        codes = descended(fitted, W, codes, H)
+        after = quadratic(W - fitted.decode(codes), H)
+        assert after < before
+        before = after
+
+
+def test_outliers_that_make_no_sense_are_refused():
+    W, H = problem(15)
+    with pytest.raises(ValueError, match="expected above 0"):
+        outliers(share=0.0)
+    mixed = OutlierColumns(share=0.1, outliers=Codebooks(length=2, axis=0), rest=Codebooks(length=4, axis=0))
+    assert "equally long" in str(Target(mixed).unsupported)
+    with pytest.raises(ValueError, match="equally long"):
+        mixed.fit(W, H)
+    with pytest.raises(ValueError, match="outlier columns need the Gram matrix"):
+        outliers().fit(W)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["outliers"]], ids=said)
+@needed
+def test_outliers_are_no_worse_than_the_release(row):
+    """By default; its columns are the first of the order, which is that of H_jj."""
+    W, H = matrices(row["seed"], row["weights"], 128, 256)
+    book = Codebooks(bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
+    grid = OutlierColumns(share=row["outliers"] / 100, outliers=book, rest=book)
+    assert _hnmse(W, VectorFeedback().round(W.float(), grid, H, drawn()), H) <= _mean(row)
