@@ -26,7 +26,7 @@ from suite.recipe import Recipe, Target
 from suite.rounding import Additive
 
 SIZES = (256, 512, 1024, 2048)
-SPLIT = {"codebooks": 2, "code_bits": 8, "length": 8, "entry_bits": 16}
+SPLIT = {"codebooks": 2, "code_bits": 8, "length": 8, "entry_bits": 16, "beam": 1}
 
 
 def problem(n: int) -> tuple[torch.Tensor, torch.Tensor]:
