@@ -27,6 +27,7 @@ from suite.grids import (
     Integer,
     KMeansTable,
     LeastSquares,
+    OutlierColumns,
     PartlyBinary,
     PowerOfTwo,
     RealScale,
@@ -71,6 +72,9 @@ TUNABLE = {
     "a trellis with a table": Trellis(bits=2, code="hyb", L=12, V=2, tile=(4, 4), own_table=True),
     "codebooks": Codebooks(bits=3, length=4),
     "codebooks down columns": Codebooks(bits=3, stages=2, length=4, axis=0, scale="none"),
+    "outlier columns": OutlierColumns(
+        share=0.1, outliers=Codebooks(bits=3, length=4, axis=0), rest=Codebooks(bits=2, length=4, axis=0)
+    ),
 }
 FIXED = {
     "no scales": BFloat16(),
