@@ -7,13 +7,15 @@ Additive Quantization", arXiv:2401.06118. `codebooks`, `code_bits` and `length` 
     codebooks=2, code_bits=8, length=8      2 bits and 4096 values
     codebooks=1, code_bits=8, length=8      1 bit and 2048 values
 
-Left to itself a width is one codebook of 8 bits for two weights at 4 bits, and for four at 2, two of 6 bits for four
-weights at 3: codebooks are stored with their matrix, and for small ones these leave the least error in all bits.
+Left to itself a width is one codebook, of 8 bits for eight, four or two weights at 1, 2 and 4 bits, of 6 bits for two at
+3: codebooks are stored with their matrix, and for those of the reference model these left less error than sums did, all
+bits counted. Large matrices are better served by longer vectors.
 
 Where this differs from the paper: codebooks and scales are solved for where it descends, and k-means starts with
 vectors weighted by the diagonal of H, which together leave 1 to 5% less error in less time; and four combinations are
 held where the release holds one, for a tenth less error on the reference model. `update="adam"` brings the paper's way
 back, with the release's 100 steps at a rate of 1e-4 and its beam of 1.
+
 Entries are stored in 8 bits, which costs no error that could be told; `entry_bits=16` are the paper's. Blocks are tuned
 as suits small models; `tuning=AQLM_TUNING` is the release's way. The whole model is not tuned.
 """
@@ -26,7 +28,7 @@ from suite.methods.method import Method, taken
 from suite.recipe import Recipe, Target
 from suite.rounding import Additive
 
-_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (2, 6, 4), 4: (1, 8, 2)}  # bits: codebooks, bits of a code, length
+_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (1, 6, 2), 4: (1, 8, 2)}  # bits: codebooks, bits of a code, length
 
 _TUNING = BlockTuning()
 _SOLVED: dict[str, Any] = {"beam": 4, "update": "least-squares", "steps": 20, "tolerance": 0.003, "weighted": True}

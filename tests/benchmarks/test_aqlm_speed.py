@@ -39,7 +39,7 @@ def problem(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(W: torch.Tensor, H: torch.Tensor, **options: Any) -> torch.Tensor:
-    return quantize_matrix(W, method="aqlm", bits=2, H=H, **SPLIT, **options).dequantize()
+    return quantize_matrix(W, method="aqlm", bits=2, H=H, **(SPLIT | options)).dequantize()
 
 
 def released(W: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
