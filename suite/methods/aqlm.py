@@ -7,9 +7,9 @@ Additive Quantization", arXiv:2401.06118. `codebooks`, `code_bits` and `length` 
     codebooks=2, code_bits=8, length=8      2 bits and 4096 values
     codebooks=1, code_bits=8, length=8      1 bit and 2048 values
 
-Left to itself a width is one codebook, of 8 bits for eight, four or two weights at 1, 2 and 4 bits, of 6 bits for two at
-3: codebooks are stored with their matrix, and for those of the reference model these left less error than sums did, all
-bits counted. Large matrices are better served by longer vectors.
+Left to itself a width is one codebook, of 8 bits for eight, four or two weights at 1, 2 and 4 bits, of 6 bits for two
+at 3: codebooks are stored with their matrix, and for those of the reference model these left less error than sums did,
+all bits counted. Large matrices are better served by longer vectors.
 
 Where this differs from the paper: codebooks and scales are solved for where it descends, and k-means starts with
 vectors weighted by the diagonal of H, which together leave 1 to 5% less error in less time; and four combinations are
