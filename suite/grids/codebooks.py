@@ -99,7 +99,7 @@ class Codebooks:
         if self.entry_bits == 16:
             return codebooks.clamp(-_HALF.max, _HALF.max).half().to(codebooks.dtype)
         step = _steps(codebooks)
-        return (codebooks / step).round().clamp(-_TOP, _TOP) * step
+        return (codebooks / step).round().clamp(-_TOP, _TOP) * step + 0.0  # integers know no -0
 
     def _row_scale(self, W: torch.Tensor) -> torch.Tensor:
         """The L2 norm of every row (out, 1) in float16; 1 for a row of zeros."""
