@@ -486,7 +486,10 @@ def figures(record):
     return {key: value for key, value in asdict(record).items() if key not in drop}
 
 
-@pytest.mark.parametrize("name", MODELS)
+LONGER = ("turned", "entropy coded", "embedding and some layers")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in LONGER else x for x in MODELS])
 def test_a_tuned_model_is_measured_as_it_was_written_and_better_than_before(name, run, tmp_path):
     written, layers = run(recipes=[MODELS[name]], save=tmp_path / "out")
     read, packed = run(tmp_path / "out")
@@ -507,7 +510,7 @@ def test_a_tuned_model_is_the_same_bytes_every_time_and_follows_from_the_seed(ru
     assert first == again and not set(first[:3]) & set(other[:3])  # behind them, embedding and head
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_gains_are_evaluated_as_they_are_stored(kind, run, tmp_path):
     architecture, options = tiny.ARCHITECTURES["qwen3 tied"]
     model = tiny.save(tiny.model_of(architecture, **options).to(kind), tmp_path / "model")
