@@ -31,7 +31,7 @@ _TOP = 127  # of the integers that entries of 8 bits are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codebooks:
-    """`stages` codebooks of 2^`bits` vectors of `length` values: stages * bits / length bits per weight, and they.
+    """`stages` codebooks of 2^`code_bits` vectors of `length` values each.
 
     `scale="row"` divides every row by its L2 norm before, stored in float16. Entries are stored in float16, or with
     `entry_bits=8` as integers of -127 to 127 times a float16 scale of each stage (ties to even). `weighted` fits them
@@ -39,7 +39,7 @@ class Codebooks:
     of k-means at most; `seed` says how it starts.
     """
 
-    bits: int = 8
+    code_bits: int = 8
     stages: int = 1
     length: int = 8
     axis: Literal[0, 1] = 1
@@ -50,14 +50,19 @@ class Codebooks:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bits, int) and 1 <= self.bits <= 16):
-            raise ValueError(f"bits {self.bits!r}: a code of a codebook takes 1 to 16")
+        if not (isinstance(self.code_bits, int) and 1 <= self.code_bits <= 16):
+            raise ValueError(f"code_bits {self.code_bits!r}: a code of a codebook takes 1 to 16")
         if self.stages < 1 or self.length < 1 or self.iterations < 1:
             raise ValueError(f"stages {self.stages!r}, length {self.length!r}, iterations {self.iterations!r}: "
                              "expected at least 1 of each")  # fmt: skip
         if self.axis not in (0, 1) or self.scale not in ("row", "none") or self.entry_bits not in (8, 16):
             raise ValueError(f"axis {self.axis!r}, scale {self.scale!r}, entry_bits {self.entry_bits!r}: "
                              "expected 0 or 1, row or none, and 8 or 16")  # fmt: skip
+
+    @property
+    def bits(self) -> float:
+        """The nominal width: bits of codes per weight."""
+        return self.stages * self.code_bits / self.length
 
     @property
     def block(self) -> tuple[int, int]:
@@ -91,11 +96,11 @@ class Codebooks:
         check_matrix(W)
         check_finite(W)
         scale = self._row_scale(W) if self.scale == "row" else None
-        none = W.new_empty(0, 2**self.bits, self.length)
+        none = W.new_empty(0, 2**self.code_bits, self.length)
         return FittedCodebooks(grid=self, shape=(W.shape[0], W.shape[1]), scale=scale, codebooks=none)
 
     def stored(self, codebooks: torch.Tensor) -> torch.Tensor:
-        """Codebooks (stages, 2^bits, length) as they come back from bytes; ties go to even. Idempotent."""
+        """Codebooks (stages, 2^code_bits, length) as they come back from bytes; ties go to even. Idempotent."""
         if self.entry_bits == 16:
             return codebooks.clamp(-_HALF.max, _HALF.max).half().to(codebooks.dtype)
         step = _steps(codebooks)
@@ -110,19 +115,19 @@ class Codebooks:
     def from_bytes(self, payload: bytes, header: dict[str, Any]) -> tuple["FittedCodebooks", torch.Tensor]:
         """The fitted grid and the codes that `FittedCodebooks.to_bytes` wrote."""
         blank = self._blank(header)
-        *beside, codes = unpack(payload, [*self.beside_widths(header), (math.prod(blank.code_shape), self.bits)])
+        *beside, codes = unpack(payload, [*self.beside_widths(header), (math.prod(blank.code_shape), self.code_bits)])
         return self.restore(beside, header), codes.to(blank.code_type).reshape(blank.code_shape)
 
     def beside_widths(self, header: dict[str, Any]) -> list[tuple[int, int]]:
         """The (count, width) of row scales, steps of entries of 8 bits, and entries."""
         rows = [(header["shape"][0], 16)] if self.scale == "row" else []
         steps = [(self.stages, 16)] if self.entry_bits == 8 else []
-        return [*rows, *steps, (self.stages * 2**self.bits * self.length, self.entry_bits)]
+        return [*rows, *steps, (self.stages * 2**self.code_bits * self.length, self.entry_bits)]
 
     def restore(self, beside: Sequence[torch.Tensor], header: dict[str, Any]) -> "FittedCodebooks":
         """The fitted grid from the values of `FittedCodebooks.beside`."""
         *before, entries = beside
-        shape = (self.stages, 2**self.bits, self.length)
+        shape = (self.stages, 2**self.code_bits, self.length)
         if self.entry_bits == 16:
             books = from_bits(entries, 16).reshape(shape)
         else:
@@ -145,7 +150,7 @@ def _steps(codebooks: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedCodebooks:
-    """`Codebooks` bound to an (out, in) matrix: `codebooks` (stages, 2^bits, length), `scale` (out, 1) or None.
+    """`Codebooks` bound to an (out, in) matrix: `codebooks` (stages, 2^code_bits, length), `scale` (out, 1) or None.
 
     Codes are (vectors of rows, vectors of columns, stages).
     """
@@ -161,7 +166,7 @@ class FittedCodebooks:
     @property
     def n_codes(self) -> int:
         """How many entries a codebook has."""
-        return 2**self.grid.bits
+        return 2**self.grid.code_bits
 
     @property
     def group_size(self) -> int:
@@ -171,7 +176,7 @@ class FittedCodebooks:
     @property
     def code_type(self) -> torch.dtype:
         """uint8 up to 8 bits, else int32."""
-        return torch.uint8 if self.grid.bits <= 8 else torch.int32
+        return torch.uint8 if self.grid.code_bits <= 8 else torch.int32
 
     @property
     def code_shape(self) -> tuple[int, int, int]:
@@ -273,7 +278,7 @@ class FittedCodebooks:
 
     @property
     def entries(self) -> torch.Tensor:
-        """All entries (stages, 2^bits, length)."""
+        """All entries (stages, 2^code_bits, length)."""
         return self.codebooks
 
     def with_entries(self, entries: torch.Tensor) -> "FittedCodebooks":
@@ -319,7 +324,7 @@ class FittedCodebooks:
     @property
     def n_bits(self) -> int:
         """Exact bits of codes, codebooks and scales."""
-        return math.prod(self.code_shape) * self.grid.bits + self.beside_bits
+        return math.prod(self.code_shape) * self.grid.code_bits + self.beside_bits
 
     @property
     def beside_bits(self) -> int:
@@ -346,7 +351,7 @@ class FittedCodebooks:
 
     def to_bytes(self, codes: torch.Tensor) -> bytes:
         """Row scales, codebooks, then the codes, those of a vector's stages together."""
-        return pack([*self.beside(), (codes, self.grid.bits)])
+        return pack([*self.beside(), (codes, self.grid.code_bits)])
 
     def header(self) -> dict[str, Any]:
         """The shape."""

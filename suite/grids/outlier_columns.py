@@ -30,7 +30,7 @@ class OutlierColumns:
             raise ValueError(f"share {self.share!r}: expected above 0 and below 1")
 
     @property
-    def bits(self) -> int:
+    def bits(self) -> float:
         """The nominal width of a code, that of the rest."""
         return self.rest.bits
 
@@ -86,7 +86,7 @@ class OutlierColumns:
         marked = torch.zeros(n_in, dtype=torch.bool)
         marked[places] = True
         outliers, rest = (FittedCodebooks(grid=grid, shape=(n_out, n), scale=None,
-                                          codebooks=torch.empty(0, 2**grid.bits, grid.length, dtype=dtype))
+                                          codebooks=torch.empty(0, 2**grid.code_bits, grid.length, dtype=dtype))
                           for grid, n in ((self.outliers, len(places)), (self.rest, n_in - len(places))))  # fmt: skip
         return FittedOutlierColumns(grid=self, shape=shape, marked=marked, outliers=outliers, rest=rest)
 
@@ -96,7 +96,7 @@ class OutlierColumns:
         count = self.count(n_in)
         sizes = [math.ceil(n_out / self.length) * n * grid.stages
                  for grid, n in ((self.outliers, count), (self.rest, n_in - count))]  # fmt: skip
-        widths = [(sizes[0], self.outliers.bits), (sizes[1], self.rest.bits)]
+        widths = [(sizes[0], self.outliers.code_bits), (sizes[1], self.rest.code_bits)]
         *beside, first, second = unpack(payload, [*self.beside_widths(header), *widths])
         fitted = self.restore(beside, header)
         parts = [codes.reshape(part.code_shape) for part, codes in zip(fitted.parts, (first, second), strict=True)]
@@ -273,7 +273,7 @@ class FittedOutlierColumns:
     @property
     def n_bits(self) -> int:
         """Exact bits of codes, codebooks and the outliers' places."""
-        return self.beside_bits + sum(math.prod(part.code_shape) * part.grid.bits for part in self.parts)
+        return self.beside_bits + sum(math.prod(part.code_shape) * part.grid.code_bits for part in self.parts)
 
     @property
     def beside_bits(self) -> int:
@@ -298,7 +298,7 @@ class FittedOutlierColumns:
 
     def to_bytes(self, codes: torch.Tensor) -> bytes:
         """The outliers' places, both codebooks, then the outliers' codes and those of the rest."""
-        streams = [(mine, part.grid.bits) for mine, part in zip(self.parted(codes), self.parts, strict=True)]
+        streams = [(mine, part.grid.code_bits) for mine, part in zip(self.parted(codes), self.parts, strict=True)]
         return pack([*self.beside(), *streams])
 
     def header(self) -> dict[str, Any]:

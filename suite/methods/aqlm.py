@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 from suite.adaptation.block_tuning import BlockTuning
 from suite.grids import Codebooks
-from suite.methods.method import Method, taken
+from suite.methods.method import Method, split_of, taken
 from suite.recipe import Recipe, Target
 from suite.rounding import Additive
 
-_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (1, 6, 2), 4: (1, 8, 2)}  # bits: codebooks, bits of a code, length
+_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (1, 6, 2), 4: (1, 8, 2)}
 
 _TUNING = BlockTuning()
 _SOLVED: dict[str, Any] = {"beam": 4, "update": "least-squares", "steps": 20, "tolerance": 0.003, "weighted": True}
@@ -48,20 +48,12 @@ def build(
 ) -> Recipe:
     """Further options are fields of `Additive` (beam, update, steps, tolerance, ..) and of `Codebooks`.
 
-    `ValueError` where codebooks, code_bits and length are not all given or none, or do not come to `bits` a weight.
+    `codebooks`, `code_bits` and `length` go together and come to `bits` a weight.
     """
-    given = (codebooks, code_bits, length)
-    if given == (None, None, None):
-        stages, width, g = _SPLITS[bits]
-    elif codebooks is None or code_bits is None or length is None:
-        raise ValueError(f"codebooks, code_bits, length {given}: expected all three, or none of them")
-    else:
-        stages, width, g = codebooks, code_bits, length
-    if stages * width != bits * g:
-        raise ValueError(f"{stages} codes of {width} bits for {g} weights: expected {bits} bits a weight")
+    stages, width, g = split_of(bits, _SPLITS, codebooks, code_bits, length)
     options = ({} if options.get("update") == "adam" else _SOLVED) | options
     rounding = taken(Additive, options)
-    grid = Codebooks(bits=width, stages=stages, length=g, scale=scale, entry_bits=entry_bits, **options)  # type: ignore[arg-type]
+    grid = Codebooks(code_bits=width, stages=stages, length=g, scale=scale, entry_bits=entry_bits, **options)  # type: ignore[arg-type]
     return Recipe(weights=Target(grid, rounding), inputs=inputs, adaptation=tuning)
 
 

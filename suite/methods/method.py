@@ -1,6 +1,6 @@
 """What a published method is to the suite: a citation, and a recipe for every width it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -8,6 +8,7 @@ from suite.recipe import Recipe, Rounding
 from suite.rounding import Feedback, Nearest, Qronos
 
 K = TypeVar("K")
+Split = tuple[int, int, int]  # codebooks, bits of a code of each, weights that share them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,23 @@ class Method:
 def taken(kind: type[K], options: dict[str, Any]) -> K:
     """A `kind` made of the options that name its fields, which are taken out of `options`."""
     return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})  # type: ignore[arg-type]
+
+
+def split_of(
+    bits: int, splits: Mapping[int, Split], codebooks: int | None, code_bits: int | None, length: int | None
+) -> Split:
+    """How `bits` per weight become codes of vectors: as given, or else as `splits` has it for this width.
+
+    `ValueError` where codebooks, code_bits and length are not all given or none, or do not come to `bits` a weight.
+    """
+    if codebooks is code_bits is length is None:
+        return splits[bits]
+    if codebooks is None or code_bits is None or length is None:
+        raise ValueError(f"codebooks, code_bits, length {(codebooks, code_bits, length)}: expected all three, or none")
+    if codebooks * code_bits != bits * length:
+        raise ValueError(f"{codebooks} codes of {code_bits} bits for {length} weights: they come to "
+                         f"{codebooks * code_bits / length:g} bits a weight, expected {bits}")  # fmt: skip
+    return codebooks, code_bits, length
 
 
 def named_rounding(name: str, options: dict[str, Any]) -> Rounding:

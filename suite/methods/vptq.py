@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 from suite.adaptation.block_tuning import BlockTuning
 from suite.grids import Codebooks, OutlierColumns
-from suite.methods.method import Method, taken
+from suite.methods.method import Method, split_of, taken
 from suite.recipe import Recipe, Target
 from suite.rounding import VectorFeedback
 
-_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (2, 6, 4), 4: (2, 8, 4)}  # bits: codebooks, bits of a code, length
+_SPLITS = {1: (1, 8, 8), 2: (1, 8, 4), 3: (2, 6, 4), 4: (2, 8, 4)}
 
 
 def build(
@@ -48,21 +48,12 @@ def build(
 
     `outliers` is the share of columns with codebooks of their own, `outlier_codebooks` of them (as many as the others).
 
-    `ValueError` where codebooks, code_bits and length are not all given or none, or do not come to `bits` a weight.
+    `codebooks`, `code_bits` and `length` go together and come to `bits` a weight.
     """
-    given = (codebooks, code_bits, length)
-    if given == (None, None, None):
-        stages, width, v = _SPLITS[bits]
-    elif codebooks is None or code_bits is None or length is None:
-        raise ValueError(f"codebooks, code_bits, length {given}: expected all three, or none of them")
-    else:
-        stages, width, v = codebooks, code_bits, length
-    if stages * width != bits * v:
-        raise ValueError(f"{stages} codes of {width} bits for {v} weights: they come to {stages * width / v:g} bits a "
-                         f"weight, expected {bits}")  # fmt: skip
+    stages, width, v = split_of(bits, _SPLITS, codebooks, code_bits, length)
     options = {"iterations": 25} | options
     rounding = taken(VectorFeedback, options)
-    rest = Codebooks(bits=width, stages=stages, length=v, axis=0, entry_bits=entry_bits, **options)
+    rest = Codebooks(code_bits=width, stages=stages, length=v, axis=0, entry_bits=entry_bits, **options)
     grid: Codebooks | OutlierColumns = rest
     if outliers:
         grid = OutlierColumns(share=outliers, outliers=replace(rest, stages=outlier_codebooks or stages), rest=rest)

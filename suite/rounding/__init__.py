@@ -15,7 +15,18 @@ from suite.rounding.qronos import Qronos
 from suite.rounding.rate import RateAware
 from suite.rounding.vector_feedback import VectorFeedback
 
-ROUNDINGS = (Nearest, Stochastic, Feedback, HalfQuadratic, RateAware, Qronos, Additive, GroupFeedback, Descent, VectorFeedback)
+ROUNDINGS = (
+    Nearest,
+    Stochastic,
+    Feedback,
+    HalfQuadratic,
+    RateAware,
+    Qronos,
+    Additive,
+    GroupFeedback,
+    Descent,
+    VectorFeedback,
+)
 
 __all__ = [
     "ROUNDINGS",

@@ -70,10 +70,10 @@ TUNABLE = {
     "E8P, 4 bits": E8P(bits=4),
     "a trellis": Trellis(bits=2, L=8, tile=(4, 4)),
     "a trellis with a table": Trellis(bits=2, code="hyb", L=12, V=2, tile=(4, 4), own_table=True),
-    "codebooks": Codebooks(bits=3, length=4),
-    "codebooks down columns": Codebooks(bits=3, stages=2, length=4, axis=0, scale="none"),
+    "codebooks": Codebooks(code_bits=3, length=4),
+    "codebooks down columns": Codebooks(code_bits=3, stages=2, length=4, axis=0, scale="none"),
     "outlier columns": OutlierColumns(
-        share=0.1, outliers=Codebooks(bits=3, length=4, axis=0), rest=Codebooks(bits=2, length=4, axis=0)
+        share=0.1, outliers=Codebooks(code_bits=3, length=4, axis=0), rest=Codebooks(code_bits=2, length=4, axis=0)
     ),
 }
 FIXED = {
@@ -457,7 +457,9 @@ BRIEF = replace(FAST, batch=9, epochs=1)
 MODELS = {
     "integers": Recipe(weights=Target(Integer(bits=2, group=16), Feedback()), inputs="quantized", adaptation=BRIEF),
     "incoherent": Recipe(transforms=(Incoherence(),), weights=RTN2, adaptation=replace(BRIEF, weight_rate=1e-3)),
-    "codebooks": Recipe(weights=Target(Codebooks(bits=4, length=4)), adaptation=replace(BRIEF, stream="quantized")),
+    "codebooks": Recipe(
+        weights=Target(Codebooks(code_bits=4, length=4)), adaptation=replace(BRIEF, stream="quantized")
+    ),
     "at run time": replace(parse(CACHED), transforms=AT_RUN_TIME["maps"].transforms, adaptation=BRIEF,
                            activations=Target(Integer(bits=8, group="row", convention="full-range"))),
     "turned": Recipe(transforms=parse("Recipe(transforms=(RotateResidual(),))").transforms, weights=RTN2,

@@ -16,7 +16,7 @@ from suite.quantized import Quantized
 from suite.recipe import Target, parse
 from suite.rounding import Feedback, Nearest
 
-GRIDS = [Codebooks(bits=b, stages=s, length=g, axis=a, scale=scale, entry_bits=e)
+GRIDS = [Codebooks(code_bits=b, stages=s, length=g, axis=a, scale=scale, entry_bits=e)
          for (b, s, g, scale, e), a in product([(3, 1, 4, "none", 16), (2, 2, 3, "row", 16), (4, 2, 4, "none", 8),
                                                 (9, 1, 5, "row", 8), (1, 3, 1, "none", 16)], (0, 1))
          if (a, scale) != (0, "row")]  # fmt: skip
@@ -43,7 +43,7 @@ def test_values_are_sums_of_entries_and_stay_where_they_are_coded(grid, shape):
     Q = fitted.decode(codes)
     rows, columns = grid.block
     assert codes.shape == (math.ceil(shape[0] / rows), math.ceil(shape[1] / columns), grid.stages)
-    assert Q.shape == W.shape and codes.dtype == (torch.uint8 if grid.bits <= 8 else torch.int32)
+    assert Q.shape == W.shape and codes.dtype == (torch.uint8 if grid.code_bits <= 8 else torch.int32)
     for i, j in product(range(codes.shape[0]), range(codes.shape[1])):
         block = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
         value = sum(book[code] for book, code in zip(fitted.codebooks, codes[i, j].long(), strict=True))
@@ -67,7 +67,7 @@ def test_each_stage_takes_the_entry_nearest_to_what_is_left(grid):
 
 
 def test_one_stage_is_the_nearest_of_all():
-    fitted = Codebooks(bits=5, length=3).fit(matrix(1, 10, 15))
+    fitted = Codebooks(code_bits=5, length=3).fit(matrix(1, 10, 15))
     x = matrix(3, 10, 15)
     best = (fitted.cut(x)[:, :, None] - fitted.codebooks[0]).square().sum(-1).argmin(-1)
     assert torch.equal(fitted.nearest(x)[..., 0].long(), best)
@@ -81,10 +81,10 @@ def test_bytes_are_counted_and_read_back(grid, shape, seed):
     fitted = grid.fit(W)
     codes = fitted.nearest(W)
     blocks = math.ceil(shape[0] / grid.block[0]) * math.ceil(shape[1] / grid.block[1])
-    entries = grid.stages * 2**grid.bits * grid.length * grid.entry_bits
+    entries = grid.stages * 2**grid.code_bits * grid.length * grid.entry_bits
     rows = 16 * shape[0] if grid.scale == "row" else 0
     steps = 16 * grid.stages if grid.entry_bits == 8 else 0
-    assert fitted.n_bits == blocks * grid.stages * grid.bits + entries + rows + steps
+    assert fitted.n_bits == blocks * grid.stages * grid.code_bits + entries + rows + steps
     payload, header = fitted.to_bytes(codes), json.loads(json.dumps(fitted.header()))
     assert len(payload) == -(-fitted.n_bits // 8)
     back, again = grid.from_bytes(payload, header)
@@ -127,7 +127,7 @@ def test_columns_are_coded_alike_alone_and_together(grid):
 def test_filling_is_zeros_and_costs_what_it_takes():
     """To k-means, a matrix that is no whole number of vectors is the one that zeros make of it."""
     for axis, whole in ((0, (12, 5)), (1, (5, 12))):
-        grid, W = Codebooks(bits=3, length=4, axis=axis), matrix(4, *whole)
+        grid, W = Codebooks(code_bits=3, length=4, axis=axis), matrix(4, *whole)
         short = W[:10] if axis == 0 else W[:, :10]
         W[10:] = 0 if axis == 0 else W[10:]
         if axis == 1:
@@ -139,7 +139,7 @@ def test_filling_is_zeros_and_costs_what_it_takes():
 
 def test_numbers_have_the_exact_method():
     W = matrix(5, 6, 40)
-    fitted = Codebooks(bits=3, length=1).fit(W)
+    fitted = Codebooks(code_bits=3, length=1).fit(W)
     assert torch.equal(fitted.codebooks[0, :, 0], k_means_of_numbers(W.reshape(-1), 8).half().double())
 
 
@@ -148,12 +148,12 @@ def test_the_importance_of_columns_pulls_entries():
     W = matrix(6, 16, 8)
     H = torch.zeros(8, 8, dtype=torch.float64)
     H[3, 3] = 1
-    grid = Codebooks(bits=2, length=4, axis=0, weighted=True)
+    grid = Codebooks(code_bits=2, length=4, axis=0, weighted=True)
     fitted = grid.fit(W, H)
     gap = (W - fitted.decode(fitted.nearest(W)))[:, 3]
     assert float(gap.abs().max()) <= 2.0**-11 * float(W.abs().max())  # of an entry in float16
     assert torch.equal(grid.fit(W, 4 * H).codebooks, fitted.codebooks)
-    plain = Codebooks(bits=2, length=4, axis=0)
+    plain = Codebooks(code_bits=2, length=4, axis=0)
     assert torch.equal(grid.fit(W, torch.eye(8).double()).codebooks, plain.fit(W).codebooks)
     for wrong in (None, torch.eye(7)):
         with pytest.raises(ValueError, match="weighted codebooks need the Gram matrix"):
@@ -163,7 +163,7 @@ def test_the_importance_of_columns_pulls_entries():
 def test_more_bits_and_more_stages_lower_the_error():
     W, errors = matrix(7, 64, 64), []
     for bits, stages in ((2, 1), (4, 1), (6, 1), (4, 2), (4, 3)):
-        fitted = Codebooks(bits=bits, stages=stages, length=4).fit(W)
+        fitted = Codebooks(code_bits=bits, stages=stages, length=4).fit(W)
         errors.append(float((W - fitted.decode(fitted.nearest(W))).square().mean()))
     assert errors[0] > errors[1] > errors[2] and errors[1] > errors[3] > errors[4]
 
@@ -171,11 +171,11 @@ def test_more_bits_and_more_stages_lower_the_error():
 def test_rows_are_scaled_by_their_norm():
     W = matrix(8) * torch.logspace(-2, 2, 10, dtype=torch.float64)[:, None]
     W[4] = 0
-    fitted = Codebooks(bits=4, length=2, scale="row").fit(W)
+    fitted = Codebooks(code_bits=4, length=2, scale="row").fit(W)
     norms = W.norm(dim=1, keepdim=True)
     norms[4] = 1
     assert torch.allclose(fitted.scale, norms, rtol=2.0**-11, atol=0)
-    plain = Codebooks(bits=4, length=2).fit(W)
+    plain = Codebooks(code_bits=4, length=2).fit(W)
     worst = [((W - f.decode(f.nearest(W))).norm(dim=1) / norms[:, 0]).max() for f in (fitted, plain)]
     assert worst[0] < worst[1] / 2 and fitted.group_size == 14 and plain.group_size == W.numel()
 
@@ -221,7 +221,7 @@ def test_parameters_may_be_tuned_and_are_rounded_where_they_are_stored(grid):
 
 
 def test_its_gradient_is_that_of_a_sum_of_entries():
-    fitted = Codebooks(bits=2, stages=2, length=3, scale="row").fit(matrix(10, 7, 5))
+    fitted = Codebooks(code_bits=2, stages=2, length=3, scale="row").fit(matrix(10, 7, 5))
     codes = fitted.nearest(matrix(10, 7, 5))
     books, scale = fitted.codebooks.requires_grad_(), fitted.scale.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -259,8 +259,8 @@ def test_training_goes_on_from_where_it_is(grid):
 def test_it_follows_from_its_seed():
     W = matrix(11, 40, 40)
     state, kept = torch.get_rng_state(), W.clone()
-    one, other = (Codebooks(bits=5, length=4, seed=seed).fit(W).codebooks for seed in (0, 1))
-    assert torch.equal(Codebooks(bits=5, length=4).fit(W).codebooks, one) and not torch.equal(one, other)
+    one, other = (Codebooks(code_bits=5, length=4, seed=seed).fit(W).codebooks for seed in (0, 1))
+    assert torch.equal(Codebooks(code_bits=5, length=4).fit(W).codebooks, one) and not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(W, kept)
 
 
@@ -271,7 +271,7 @@ def test_error_feedback_lowers_the_error_it_is_for(axis):
         total = 0.0
         for seed in range(4):
             W, H = matrix(seed, 64, 14), gram(seed)
-            target = Target(Codebooks(bits=4, length=2, axis=axis), rounding)
+            target = Target(Codebooks(code_bits=4, length=2, axis=axis), rounding)
             rounded = target.rounding.round(W, target.grid, H, torch.Generator().manual_seed(0))
             E = W - rounded.grid.decode(rounded.codes)
             total += float((E @ H * E).sum())
@@ -279,8 +279,8 @@ def test_error_feedback_lowers_the_error_it_is_for(axis):
     assert totals[1] < totals[0]
 
 
-@pytest.mark.parametrize("options", [dict(bits=0), dict(bits=17), dict(bits=2.0), dict(stages=0), dict(length=0),
-                                     dict(axis=2), dict(scale="column"), dict(entry_bits=4),
+@pytest.mark.parametrize("options", [dict(code_bits=0), dict(code_bits=17), dict(code_bits=2.0), dict(stages=0),
+                                     dict(length=0), dict(axis=2), dict(scale="column"), dict(entry_bits=4),
                                      dict(iterations=0)])  # fmt: skip
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match=r"expected|takes"):
@@ -288,14 +288,14 @@ def test_what_makes_no_sense_is_refused(options):
 
 
 def test_row_scales_and_vectors_of_outputs_do_not_go_together():
-    grid = Codebooks(bits=2, length=2, axis=0, scale="row")
+    grid = Codebooks(code_bits=2, length=2, axis=0, scale="row")
     assert "row scales differ within a vector" in grid.unsupported and Target(grid).unsupported == grid.unsupported
     with pytest.raises(ValueError, match="row scales differ within a vector"):
         grid.fit(matrix())
 
 
 def test_what_is_no_finite_matrix_is_refused():
-    grid = Codebooks(bits=2, length=2)
+    grid = Codebooks(code_bits=2, length=2)
     for bad in (math.nan, math.inf):
         with pytest.raises(ValueError, match="expected finite values"):
             grid.fit(torch.full((3, 4), bad))
@@ -305,7 +305,7 @@ def test_what_is_no_finite_matrix_is_refused():
 
 
 def test_blocks_have_no_rate_and_no_two_neighbors():
-    fitted = Codebooks(bits=2, length=2).fit(matrix())
+    fitted = Codebooks(code_bits=2, length=2).fit(matrix())
     with pytest.raises(ValueError, match="no cost by code"):
         fitted.nearest(matrix(), cost=torch.zeros(4))
     with pytest.raises(ValueError, match="no neighbors"):

@@ -11,7 +11,8 @@ from suite.grids import E8P, Codebooks, Integer, Scaled
 from suite.recipe import Target, parse
 from suite.rounding import Descent, Feedback, Stochastic
 
-GRIDS = [E8P(), E8P(bits=3), E8P(bits=4, tries=4), Codebooks(bits=3, length=3), Codebooks(bits=2, length=3, axis=0),
+GRIDS = [E8P(), E8P(bits=3), E8P(bits=4, tries=4),
+         Codebooks(code_bits=3, length=3), Codebooks(code_bits=2, length=3, axis=0),
          Integer(bits=2, group=8), Integer(bits=3, group="row", convention="full-range"),
          Scaled(element="nf4", group=16)]  # fmt: skip
 grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(Target(grid)))

@@ -123,10 +123,10 @@ PROMISES = [
     Promise(E8P(), constant=0.7),
     Promise(Trellis(L=8, tile=(4, 4)), constant=1.5), Promise(Trellis(code="hyb", V=2, tile=(4, 8)), constant=1.5),
     # entries and row scales are rounded each; sums of entries are not their own nearest
-    Promise(Codebooks(bits=3, length=4, scale="row"), constant=2.0**-9),
-    Promise(Codebooks(bits=4, length=3, axis=0, entry_bits=8), constant=2.0**-7),
-    Promise(OutlierColumns(share=0.1, outliers=Codebooks(bits=9, length=2, axis=0),
-                           rest=Codebooks(bits=3, length=2, axis=0))),
+    Promise(Codebooks(code_bits=3, length=4, scale="row"), constant=2.0**-9),
+    Promise(Codebooks(code_bits=4, length=3, axis=0, entry_bits=8), constant=2.0**-7),
+    Promise(OutlierColumns(share=0.1, outliers=Codebooks(code_bits=9, length=2, axis=0),
+                           rest=Codebooks(code_bits=3, length=2, axis=0))),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid

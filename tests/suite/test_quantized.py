@@ -50,7 +50,7 @@ methods = pytest.mark.parametrize("method", OF_MATRICES, ids=lambda m: m.name)
 uniform = pytest.mark.parametrize("method", UNIFORM, ids=lambda m: m.name)
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 widths = pytest.mark.parametrize("bits", [2, 3, 4, 8])
-of_every_width = [(m, bits) for m in OF_MATRICES for bits in (m.bits if m.fixed else (2, 3, 4, 8))]
+of_every_width = [(m, bits) for m in OF_MATRICES for bits in m.bits if m.fixed or bits in (2, 3, 4, 8)]
 every_width = pytest.mark.parametrize(("method", "bits"), of_every_width, ids=lambda x: getattr(x, "name", str(x)))
 
 

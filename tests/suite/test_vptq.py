@@ -21,9 +21,9 @@ from suite.rounding.vector_feedback import Sweep, descended, refitted
 from suite.statistics import quadratic
 
 PAPER = VectorFeedback(order="given", retrain=0, refine=0)
-GRIDS = [Codebooks(bits=4, length=4, axis=0), Codebooks(bits=3, stages=3, length=3, axis=0),
-         Codebooks(bits=3, stages=2, length=4, axis=0, entry_bits=8)]  # fmt: skip
-grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.stages}x{g.bits}-{g.length}-{g.entry_bits}")
+GRIDS = [Codebooks(code_bits=4, length=4, axis=0), Codebooks(code_bits=3, stages=3, length=3, axis=0),
+         Codebooks(code_bits=3, stages=2, length=4, axis=0, entry_bits=8)]  # fmt: skip
+grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.stages}x{g.code_bits}-{g.length}-{g.entry_bits}")
 
 
 def drawn(seed=0):
@@ -66,7 +66,7 @@ def test_without_correlations_but_with_gains_it_is_weighted_k_means():
 @pytest.mark.parametrize("order", ["given", "decreasing", "pivot"])
 def test_vectors_of_one_value_are_gptq_on_a_codebook(order):
     W, H = problem(2)
-    grid = Codebooks(bits=3, length=1, axis=0, weighted=True)
+    grid = Codebooks(code_bits=3, length=1, axis=0, weighted=True)
     ours = replace(PAPER, order=order).round(W, grid, H, drawn())
     theirs = Feedback(order=order).round(W, grid, H, drawn())
     assert torch.equal(ours.grid.codebooks, theirs.grid.codebooks) and torch.equal(ours.codes, theirs.codes)
@@ -134,7 +134,7 @@ def test_neither_entries_nor_codes_go_uphill(grid, seed):
 def test_refitted_entries_are_least_squares():
     """Against a dense solution, where nothing is lost to storage: entries of float16 are 2^-11 off."""
     W, H = problem(5, 30, 10)
-    grid = Codebooks(bits=2, stages=2, length=3, axis=0)
+    grid = Codebooks(code_bits=2, stages=2, length=3, axis=0)
     fitted = grid.bind(W).trained(W, 2, drawn())
     codes = fitted.nearest(W)
     found = refitted(fitted, W, codes, H)
@@ -157,7 +157,7 @@ def test_a_vector_takes_its_best_entry_given_all_others():
     """One column of one look, tried whole: no other entry has less error."""
     W, H = problem(6, 8, 5)
     H = damped(H)
-    fitted = Codebooks(bits=3, length=4, axis=0).bind(W).trained(W, 1, drawn())
+    fitted = Codebooks(code_bits=3, length=4, axis=0).bind(W).trained(W, 1, drawn())
     codes = descended(fitted, W, fitted.nearest(W), H)
     last = 4  # nothing has moved since this column was looked at
     found = quadratic(W - fitted.decode(codes), H)
@@ -181,7 +181,7 @@ def test_every_step_lowers_the_error(grid):
 def test_a_further_codebook_is_trained_on_what_feedback_leaves():
     """Not on W - Q: the columns as they are rounded are others."""
     W, H = problem(7, 64, 24)
-    grid = Codebooks(bits=3, stages=2, length=4, axis=0)
+    grid = Codebooks(code_bits=3, stages=2, length=4, axis=0)
     rounded = PAPER.round(W, grid, H, drawn())
     generator = drawn()
     first = grid.bind(W).trained(W, 1, generator, H.diagonal())
@@ -197,7 +197,7 @@ def test_a_further_codebook_is_trained_on_what_feedback_leaves():
 def test_misaligned_weights_are_those_of_other_columns():
     W, H = problem(8, 64, 24)
     H = H * torch.logspace(-1, 1, 24).outer(torch.logspace(-1, 1, 24))
-    grid = Codebooks(bits=4, stages=2, length=4, axis=0)
+    grid = Codebooks(code_bits=4, stages=2, length=4, axis=0)
     right, wrong = (replace(PAPER, importance=how).round(W, grid, H, drawn()) for how in ("aligned", "misaligned"))
     assert torch.equal(right.grid.codebooks[0], wrong.grid.codebooks[0])
     assert not torch.equal(right.grid.codebooks[1], wrong.grid.codebooks[1])
@@ -228,7 +228,7 @@ def test_the_method_stores_what_it_says(bits):
     recipe = method_named("vptq").recipe(bits=bits)
     grid = recipe.weights.grid
     assert parse(str(recipe)) == recipe and recipe.unsupported is None
-    assert grid.stages * grid.bits == bits * grid.length
+    assert grid.bits == bits
     q, again = (quantize_matrix(W, recipe=recipe, H=H, seed=1) for _ in range(2))
     assert q.to_bytes() == again.to_bytes() != quantize_matrix(W, recipe=recipe, H=H, seed=2).to_bytes()
     assert torch.equal(Quantized.from_bytes(q.to_bytes(), q.header()).dequantize(), q.dequantize())
@@ -238,7 +238,7 @@ def test_the_method_stores_what_it_says(bits):
 def test_options_reach_what_they_name():
     recipe = method_named("vptq").recipe(bits=2, codebooks=2, code_bits=6, length=6, entry_bits=16, outliers=0.02,
                                          outlier_codebooks=3, refine=0, iterations=5, inputs="quantized")  # fmt: skip
-    rest = Codebooks(bits=6, stages=2, length=6, axis=0, iterations=5)
+    rest = Codebooks(code_bits=6, stages=2, length=6, axis=0, iterations=5)
     grid = OutlierColumns(share=0.02, outliers=replace(rest, stages=3), rest=rest)
     assert recipe == Recipe(weights=Target(grid, VectorFeedback(refine=0)), inputs="quantized")
     assert parse(str(recipe)) == recipe
@@ -276,7 +276,7 @@ def said(row):
 def by_the_paper(row, seed):
     """`hnmse` of the paper's rounding over that of the release."""
     W, H = matrices(row["seed"], row["weights"], 128, 256)
-    grid = Codebooks(bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
+    grid = Codebooks(code_bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
     how = replace(PAPER, order=row["order"], importance=row["importance"])
     # the release adds 1% of the mean diagonal where it reads H, and 1% of what that makes of it where it inverts
     return _hnmse(W, how.round(W.float(), grid, damped(H), drawn(seed)), H) / _mean(row)
@@ -305,7 +305,7 @@ def test_the_paper_is_about_as_good_as_the_release(row):
 @needed
 def test_the_default_is_better_than_the_release(row):
     W, H = matrices(row["seed"], row["weights"], 128, 256)
-    grid = Codebooks(bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
+    grid = Codebooks(code_bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
     assert _hnmse(W, VectorFeedback().round(W.float(), grid, H, drawn()), H) <= 0.95 * _mean(row)
 
 
@@ -343,8 +343,8 @@ def test_golden_numbers(row):
 
 
 def outliers(stages=2, share=0.1):
-    return OutlierColumns(share=share, outliers=Codebooks(bits=5, stages=stages, length=4, axis=0),
-                          rest=Codebooks(bits=4, length=4, axis=0, entry_bits=8))  # fmt: skip
+    return OutlierColumns(share=share, outliers=Codebooks(code_bits=5, stages=stages, length=4, axis=0),
+                          rest=Codebooks(code_bits=4, length=4, axis=0, entry_bits=8))  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(32, 24), (10, 7), (3, 1)], ids=str)
@@ -412,6 +412,6 @@ def test_outliers_that_make_no_sense_are_refused():
 def test_outliers_are_no_worse_than_the_release(row):
     """By default; its columns are the first of the order, which is that of H_jj."""
     W, H = matrices(row["seed"], row["weights"], 128, 256)
-    book = Codebooks(bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
+    book = Codebooks(code_bits=row["bits"], stages=row["stages"], length=row["length"], axis=0)
     grid = OutlierColumns(share=row["outliers"] / 100, outliers=book, rest=book)
     assert _hnmse(W, VectorFeedback().round(W.float(), grid, H, drawn()), H) <= _mean(row)
