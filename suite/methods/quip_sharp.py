@@ -8,8 +8,9 @@ Defaults differ from the release (`released=True`) where it can be bettered at t
 the new one does not lower the error, which at 4 bits they would otherwise raise; and at 3 and 4 bits the first of two
 points is sought for the sum of both, on scales that suit this, instead of by itself. Layers are calibrated on the
 outputs of the quantized layers before them. Blocks are tuned, but for their signs: made real numbers, as in the paper
-and in the release, they take 16 bits each, which small matrices do not earn back: `tuning=BlockTuning()`, or
-`QUIP_SHARP_TUNING` in the release's way, tunes them too. The whole model is not tuned.
+and in the release, they take 16 bits each, which small matrices do not earn back:
+`tuning=BlockTuning(sign_rate=1e-2)`, or `QUIP_SHARP_TUNING` in the release's way, tunes them too. The whole model is
+not tuned.
 """
 
 from typing import Any, Literal
@@ -27,7 +28,7 @@ _SEARCHED: dict[int, dict[str, Any]] = {
     3: {"scale": 1.0, "residual": 1.75, "tries": 4},
     4: {"scale": 0.9, "residual": 3.6, "tries": 4},
 }
-_TUNING = BlockTuning(sign_rate=0.0)
+_TUNING = BlockTuning()
 
 
 def build(
