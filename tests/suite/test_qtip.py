@@ -105,7 +105,8 @@ def test_bits_are_codes_signs_and_a_scale(bits):
 def test_recipe():
     qtip = method_named("qtip")
     assert str(qtip.recipe(bits=2)) == (
-        "Recipe(transforms=(Incoherence(),), weights=Target(Trellis(), Feedback(order='reversed')), inputs='quantized')"
+        "Recipe(transforms=(Incoherence(),), weights=Target(Trellis(), Feedback(order='reversed')), "
+        "inputs='quantized', adaptation=BlockTuning())"
     )
     assert qtip.recipe(bits=4, code="hyb").weights.grid == Trellis(bits=4, code="hyb", V=2)
 
