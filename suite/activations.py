@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from suite.grids import (
+    BFloat16,
     DoubleQuantized,
     Gguf,
     Integer,
@@ -62,8 +63,10 @@ def unsupported_activations(grid: Grid) -> str | None:
     if isinstance(grid, Gguf):
         plain = grid.type in ("q4_0", "q8_0") and not grid.importance
         return None if plain else "activation ranges are not searched, nor are GGUF's blocks"
-    if not isinstance(grid, Integer | Scaled):
+    if isinstance(grid, BFloat16):
         return None
+    if not isinstance(grid, Integer | Scaled):
+        return f"{type(grid).__name__} is fitted to weights, and not to tokens one by one"
     if isinstance(grid.group, int) and grid.axis != 1:
         return "groups of activations lie within a token, these run over tokens"
     return _integer_unsupported(grid) if isinstance(grid, Integer) else _scaled_unsupported(grid)

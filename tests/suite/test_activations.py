@@ -7,22 +7,29 @@ import torch
 
 from suite.activations import has_static_scale, quantize_activations, unsupported_activations
 from suite.grids import (
+    E8P,
     GRIDS,
+    BellSplit,
     BFloat16,
     ClipRatio,
+    Codebooks,
     DoubleQuantized,
     Exl2,
     GaussianTable,
     Gguf,
     Integer,
     KMeansTable,
+    OutlierColumns,
     OutputSearch,
+    PartlyBinary,
     PowerOfTwo,
     RealScale,
+    ResidualBinary,
     Scaled,
     ShrinkSearch,
     Sparse,
     Steps,
+    Trellis,
     TwoLevel,
     Unscaled,
 )
@@ -77,6 +84,9 @@ UNSUPPORTED = (
     (Sparse(grid=Integer(bits=4, group="tensor", convention="narrow")), "static"),
     (Steps(bits=3), "entropy coded"),
     (Exl2(budget=4.0), "EXL2"),
+    *((grid, "is fitted to weights")
+      for grid in (E8P(), Trellis(), Codebooks(), OutlierColumns(share=0.1), ResidualBinary(orders=2), PartlyBinary(),
+                   BellSplit())),
 )  # fmt: skip
 
 supported = pytest.mark.parametrize("grid", SUPPORTED, ids=str)
