@@ -21,12 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from kernels.packing import pack, unpack
 from suite.grids.lattice_codebooks import beginnings, e8_points, e8p_points, nearest_code
 from suite.grids.layout import ALL, Columns, check_finite, check_matrix
 from suite.grids.stored import from_bits, stored_type, to_bits
+from suite.grids.threads import in_threads
 
 # by bits: what the release divides the root mean square by, and multiplies what is left by
 RELEASED_SCALE = {2: 1.03, 3: 0.98, 4: 1.03}
@@ -159,9 +161,11 @@ class FittedE8P:
 
         vectors = x.contiguous().numpy()
         if self.grid.bits == 2:
-            return torch.from_numpy(nearest_e8p(vectors))[:, None]
-        tables = e8p_points().numpy(), self._second.numpy()
-        return torch.from_numpy(nearest_sum(vectors, self.grid.ratio, self.grid.tries, *tables))
+            found = in_threads(lambda part: nearest_e8p(vectors[part])[:, None], len(x))
+        else:
+            how = self.grid.ratio, self.grid.tries, e8p_points().numpy(), self._second.numpy()
+            found = in_threads(lambda part: nearest_sum(vectors[part], *how), len(x))
+        return torch.from_numpy(np.concatenate(found))
 
     def _short(self, x: torch.Tensor) -> torch.Tensor:
         """Codes (n, stages), int32, for the first values (n, k < 8) of vectors of unit scale."""

@@ -13,10 +13,11 @@ Costs are float32, sums of squares in order; of equal costs the lowest predecess
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+
+from suite.grids.threads import in_threads
 
 Search = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -91,17 +92,12 @@ def viterbi(
     values = (x * counts).float().contiguous().numpy()  # what does not count is 0, and so is what it is compared with
     begin = (torch.full((n,), -1) if start is None else start).to(torch.int64).numpy()
     states, costs = np.empty((n, steps), np.int32), np.empty(n, np.float32)
-    search, threads = kernel.compiled(L, k, V), min(torch.get_num_threads(), n)
+    search = kernel.compiled(L, k, V)
 
-    def some(i: int) -> None:
-        part = slice(i * n // threads, (i + 1) * n // threads)
+    def some(part: slice) -> None:
         search(values[part], tables, which.numpy(), begin[part], states[part], costs[part])
 
-    if threads == 1:
-        some(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(some, range(threads)))
+    in_threads(some, n, few=1)
     return torch.from_numpy(states).to(torch.int64), torch.from_numpy(costs)
 
 
