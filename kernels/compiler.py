@@ -1,0 +1,140 @@
+"""What the machine code of a launch looks like, for a chip that need not be here.
+
+Triton compiles a `Launch` for a named architecture on any machine; NVIDIA's disassembler, which comes with Triton, tells registers,
+shared memory and instructions. Speed cannot be read off, its preconditions can: 16-byte loads, no spills, matrix
+instructions, no conversion of integers in the loop, and how many instructions a weight costs there.
+
+Needs `TRITON_INTERPRET` unset: an interpreted function has no machine code.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.launch import Launch, interpreted
+
+ARCHITECTURES = (90, 100)  # Hopper (H100, H200), Blackwell (B200)
+SHARED_LIMIT = 227 * 1024  # bytes a program may have on either (CUDA C++ Programming Guide, compute capabilities)
+ISSUE_RATE = 4  # instructions of 32 threads that a multiprocessor starts in a clock
+_POINTERS = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8",
+    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCode:
+    """Counts of a compiled launch; those that begin with `loop_` are of its longest loop, for one thread."""
+
+    architecture: int
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    instructions: int
+    loop_instructions: int
+    loop_wide_loads: int  # of 16 bytes, from global memory
+    loop_narrow_loads: int  # of 1 or 2 bytes, from global memory
+    loop_matrix: int
+    loop_conversions: int  # between integers and floating point
+    local_accesses: int  # spills, if there are any
+    matrix: str  # the matrix instructions, by name
+    slots_per_weight: float  # instructions a thread starts for each weight it decodes
+
+
+def compiled(launch: Launch, architecture: int) -> MachineCode:
+    """Compile `launch` for compute capability `architecture` (90 for 9.0) and count."""
+    if interpreted():
+        raise ValueError("TRITON_INTERPRET is set: an interpreted kernel has no machine code")
+    kernel = triton.compile(
+        _source(launch),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
+    )
+    code, registers, stack = _disassembled(kernel.asm["cubin"])
+    names = [name for _, name, _ in code]
+    loop = Counter(_longest_loop(code))
+    threads = launch.num_warps * 32
+    return MachineCode(
+        architecture=architecture,
+        registers=registers,
+        stack_bytes=stack,
+        shared_bytes=kernel.metadata.shared,
+        instructions=len(names),
+        loop_instructions=loop.total(),
+        loop_wide_loads=_count(loop, r"(LDG|LDGSTS)\b.*\.128\b"),
+        loop_narrow_loads=_count(loop, r"LDG\b.*\.[US](8|16)\b"),
+        loop_matrix=_count(loop, _MATRIX),
+        loop_conversions=_count(loop, r"I2F|F2I"),
+        local_accesses=_count(Counter(names), r"(LDL|STL)\b"),
+        matrix=" ".join(sorted({name.split(".")[0] for name in names if re.match(_MATRIX, name)})),
+        slots_per_weight=round(loop.total() * threads / launch.loop_weights, 3),
+    )
+
+
+_MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b"
+
+
+def _source(launch: Launch) -> ASTSource:
+    names = launch.function.arg_names
+    constants = {name: value for name, value in launch.arguments.items() if value is None or _is_one(value)}
+    constants |= launch.constants
+    signature = {name: "constexpr" if name in constants else _type(launch.arguments[name]) for name in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {
+        (at,): aligned for at, name in enumerate(names) if name not in constants and _aligned(launch.arguments[name])
+    }
+    constexprs = {(names.index(name),): value for name, value in constants.items()}
+    return ASTSource(fn=launch.function, signature=signature, constexprs=constexprs, attrs=attributes)
+
+
+def _is_one(value: Any) -> bool:  # what Triton compiles in on its own
+    return isinstance(value, int) and value == 1
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + _POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def _aligned(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.device.type == "meta" or value.data_ptr() % 16 == 0
+    return isinstance(value, int) and value % 16 == 0
+
+
+def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
+    """Names of the instructions in the longest stretch that a jump backwards repeats; the last jump, onto itself, is padding."""
+    jumps = [(int(target.group(1), 16), at) for at, name, line in code
+             if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", line))]  # fmt: skip
+    start, end = max(((to, at) for to, at in jumps if to < at), key=lambda span: span[1] - span[0], default=(0, -1))
+    return [name for at, name, _ in code if start <= at <= end]
+
+
+def _count(names: Counter[str], pattern: str) -> int:
+    return sum(count for name, count in names.items() if re.match(pattern, name))
+
+
+def _disassembled(cubin: bytes) -> tuple[list[tuple[int, str, str]], int, int]:
+    """Instructions (address, name, line) of a kernel, its registers and the bytes of stack of a thread."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert usage, said
+    # /*0eb0*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+    found = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)[^;]*);", said)
+    code = [(int(line.group(1), 16), line.group(3), line.group(2)) for line in found]
+    return code, int(usage.group(1)), int(usage.group(2))

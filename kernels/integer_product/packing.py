@@ -1,0 +1,74 @@
+"""Integer weights `s (q - z)` of 2, 3, 4 or 8 bits as the kernel reads them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.inputs import require, require_multiple
+from kernels.product.words import Layout, columns, per_group, to_words
+
+WIDTHS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerWeights:
+    """Weights (outputs, inputs): codes in `words`, `scale` and `zero` (groups, columns) in float16.
+
+    Without `zero` the zero point is the middle of the range, 2^(bits - 1). One scale serves `group` inputs of an output; zero points need
+    not be integers.
+    """
+
+    words: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    outputs: int
+    inputs: int
+    bits: int
+    group: int
+
+    @property
+    def layout(self) -> Layout:
+        """Where the codes lie."""
+        return Layout(self.bits)
+
+
+def pack(
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None, *, bits: int, group: int | None = None
+) -> IntegerWeights:
+    """Lay out codes (outputs, inputs) in [0, 2^bits) with `scale` and `zero` (outputs, ceil(inputs / group)).
+
+    `group` None means one scale for all inputs of an output. Raises `ValueError` for other widths, for groups that are no multiple of 32,
+    for shapes that do not match and codes out of range.
+    """
+    if bits not in WIDTHS:
+        raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")
+    require("codes", codes, shape=(None, None), dtypes=(torch.uint8, torch.int32, torch.int64))
+    outputs, inputs = codes.shape
+    layout = Layout(bits)
+    whole = layout.tiles(inputs) * layout.inputs
+    group = whole if group is None else group
+    require_multiple("group", group, layout.rows)
+    shape = (outputs, -(-inputs // group))
+    require("scale", scale, shape=shape, dtypes=(torch.float16,), device=codes.device)
+    if zero is not None:
+        require("zero", zero, shape=shape, dtypes=(torch.float16,), device=codes.device)
+    return IntegerWeights(
+        words=to_words(codes, layout),
+        scale=per_group(scale, layout, inputs, group),
+        zero=None if zero is None else per_group(zero, layout, inputs, group),
+        outputs=outputs, inputs=inputs, bits=bits, group=group,
+    )  # fmt: skip
+
+
+def validate(weights: IntegerWeights) -> None:
+    """Raise `ValueError` unless the parts of `weights` belong together."""
+    layout, padded = weights.layout, columns(weights.outputs)
+    require(
+        "words", weights.words, dtypes=(torch.int16,),
+        shape=(layout.tiles(weights.inputs), layout.planes, layout.rows, padded),
+    )  # fmt: skip
+    groups = -(-layout.tiles(weights.inputs) * layout.inputs // weights.group)
+    for name in ("scale", "zero"):
+        tensor = getattr(weights, name)
+        if tensor is not None:
+            require(name, tensor, shape=(groups, padded), dtypes=(torch.float16,), device=weights.words.device)

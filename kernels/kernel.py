@@ -1,0 +1,62 @@
+"""A row of `KERNELS`: what checks, compiler and bench must know of a kernel, and nothing else.
+
+An operation's inputs are made for a size from a seed, so that the check, the bench and a colleague's machine all see the
+same numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from kernels.launch import Launch
+
+
+class Size(NamedTuple):
+    """A product `y = x W^T`: `rows` of activations, weights (`outputs`, `inputs`), one scale for `group` inputs."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    group: int = 128
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.outputs} x {self.inputs} / {self.group}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel, its plain reference, and where to try them.
+
+    `inputs(size, seed, device)` gives the arguments of all three functions: `reference` returns float64, `kernel` the
+    tensor a user gets, `plan` the launch behind it. `check` sizes are small and ragged, `bench` sizes real. `tolerance`
+    bounds |kernel - reference| in units of the root mean square of the reference, beside half a unit in the last place
+    of the output's own type. `weight_bits` are the stored bits of a weight, everything included, at the first bench size
+    (a test holds them against the bytes).
+    """
+
+    name: str
+    reference: Callable[..., torch.Tensor]
+    kernel: Callable[..., torch.Tensor]
+    plan: Callable[..., Launch]
+    inputs: Callable[[Size, int, str], tuple[Any, ...]]
+    check: tuple[Size, ...]
+    bench: tuple[Size, ...]
+    tolerance: float
+    deterministic: bool = True
+
+    def bytes_moved(self, *inputs: Any) -> int:
+        """Bytes that any implementation must read and write once: all inputs and the output."""
+        return sum(_bytes(value) for value in inputs) + self.plan(*inputs).output.nbytes
+
+    @staticmethod
+    def operations(size: Size) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * size.rows * size.outputs * size.inputs
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(_bytes(getattr(value, name)) for name in getattr(value, "__dataclass_fields__", ()))

@@ -1,0 +1,56 @@
+"""A kernel with everything it is called with, as a value: run it here, or compile it for a chip that is not here.
+
+A public function of this package plans a `Launch` and runs it. The plan needs no GPU, so the offline compiler
+(`kernels.compiler`) sees exactly the constants, types and alignments that a GPU would, tensors of torch's meta device
+included; and a plan may be run again and again, which is how a CUDA graph or a bench calls it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton import knobs
+
+MULTIPROCESSORS = 132  # of an H100 or H200: what a plan reckons with where there is no GPU to ask
+
+
+def interpreted() -> bool:
+    """Whether kernels run under Triton's interpreter (`TRITON_INTERPRET=1` when they were imported), on any device."""
+    return bool(knobs.runtime.interpret)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors share the work on `device`."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One call of a Triton function.
+
+    `arguments` are what changes from call to call (tensors, integers, floats; None for what a format lacks), `constants`
+    what is compiled in. `output` is the tensor that the call fills. `loop_bytes` are the bytes of packed weights that one
+    program loads in one turn of its main loop, and `loop_weights` the weights in them: the offline compiler holds
+    the machine code against them.
+    """
+
+    function: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, torch.Tensor | int | float | None]
+    constants: Mapping[str, Any]
+    output: torch.Tensor
+    loop_bytes: int
+    loop_weights: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def run(self) -> torch.Tensor:
+        """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless it is interpreted."""
+        device = self.output.device
+        if not interpreted() and device.type != "cuda":
+            raise ValueError(f"tensors are on {device}, kernels need them on cuda (or TRITON_INTERPRET=1, to test)")
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        with torch.cuda.device_of(self.output):
+            self.function[self.grid](**self.arguments, **self.constants, **options)
+        return self.output

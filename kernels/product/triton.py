@@ -1,0 +1,212 @@
+"""One kernel for every format: `out = x W^T` with W decoded from packed words between the loads and the matrix units.
+
+Decoding one token at a time is bound by the bytes of the weights: 4.3 TB/s on an H200 leave 3.4 instruction slots for a 4-bit
+weight. So words travel in 16-byte asynchronous copies through a ring in shared memory, transposing loads bring two neighboring
+inputs into one register, a logical operation or two turns both into half-precision numbers, and matrix units
+(16 rows, of which one token uses one) multiply and add in float32. Scales apply after the sum over a group, in float32.
+Few output tiles are shared out along the inputs: each program leaves its partial sum, and the last one to
+finish adds them in a fixed order, so the result does not depend on who was last.
+
+A format is two functions, compiled in: `DECODE(a, b, c, shift, table, PIECE, DTYPE)` gives piece `PIECE` (rows, columns) of a tile
+from the words of its planes; `SIDE(scale, extra, group, at, columns, inside)` gives (scale in float32 (columns), whatever `DECODE` gets as
+`shift`) of a group of inputs.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.launch import Launch, interpreted, multiprocessors
+from kernels.product.words import Layout
+
+INTERPRETED = tl.constexpr(interpreted())
+PROGRAMS = 4  # programs that a multiprocessor should have to choose from: their loads hide each other's latency
+
+
+@triton.jit
+def product(
+    x,  # (M, K), rows x_stride apart
+    words,  # (tiles, PLANES, ROWS, columns), int16
+    scale,  # (groups, columns), as SIDE reads it
+    extra,  # what else SIDE reads
+    table,  # what else DECODE reads
+    factor,  # of the whole result
+    out,  # (M, N)
+    partial,  # (SPLITS, M, columns), float32
+    tickets,  # one for each tile of the output, zero before and after
+    M,
+    N,
+    K,
+    columns,
+    tiles,
+    x_stride,
+    DECODE: tl.constexpr,
+    SIDE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PLANES: tl.constexpr,
+    PIECES: tl.constexpr,
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+    RUN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """See the module's docstring."""
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    r = tl.arange(0, ROWS)
+    split = tl.program_id(2)
+    share = tl.cdiv(tiles, SPLITS)
+    known = n < columns
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for t in tl.range(split * share, min(tiles, (split + 1) * share), num_stages=STAGES):
+        at = words + (t * (PLANES * ROWS) + r)[:, None] * columns + n[None, :]
+        a = tl.load(at, mask=known[None, :], other=0, eviction_policy="evict_first")
+        b = a
+        c = a
+        if PLANES == 3:
+            b = tl.load(at + ROWS * columns, mask=known[None, :], other=0, eviction_policy="evict_first")
+            c = tl.load(at + 2 * ROWS * columns, mask=known[None, :], other=0, eviction_policy="evict_first")
+        for run in tl.static_range(PIECES // RUN):
+            group = (t * (PIECES * ROWS) + run * (RUN * ROWS)) // GROUP
+            s, shift = SIDE(scale, extra, group, n, columns, known)
+            sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for i in tl.static_range(RUN):
+                k = t * (PIECES * ROWS) + (run * RUN + i) * ROWS + r
+                inside = (m < M)[:, None] & (k < K)[None, :]
+                tokens = tl.load(x + m[:, None] * x_stride + k[None, :], mask=inside, other=0)
+                weights = DECODE(a, b, c, shift, table, run * RUN + i, DTYPE)
+                sums = tl.dot(activations(tokens, DTYPE), weights, sums)
+            total += sums * s[None, :]
+    total *= factor
+    whole = (m < M)[:, None] & (n < N)[None, :]
+    if SPLITS == 1:
+        tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=whole)
+    else:
+        finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS)
+
+
+@triton.jit
+def finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS: tl.constexpr):
+    """Leave a partial sum; whoever finds that all the others have left theirs adds them, first to last."""
+    spot = partial + m[:, None] * columns + n[None, :]
+    size = M * columns
+    tl.store(spot + tl.program_id(2) * size, total, mask=whole)
+    tl.debug_barrier()  # every thread's sums are written before the ticket says so
+    ticket = tickets + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        total = tl.load(spot, mask=whole, other=0.0, cache_modifier=".cg")
+        for other in tl.static_range(1, SPLITS):
+            total += tl.load(spot + other * size, mask=whole, other=0.0, cache_modifier=".cg")
+        tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=whole)
+        tl.store(ticket, 0)
+
+
+@triton.jit
+def activations(x, DTYPE: tl.constexpr):
+    """Activations as the matrix units take them; int8 becomes exact half precision by its bits: 1024 + (x + 128) - 1152."""
+    if x.dtype == tl.int8:
+        raised = (x.to(tl.uint8, bitcast=True).to(tl.int16) ^ 0x80) | 0x6400
+        return raised.to(tl.float16, bitcast=True) - 1152.0
+    return x.to(DTYPE)
+
+
+@triton.jit
+def shifted(words, BY: tl.constexpr):
+    """Words shifted right by `BY`, two in one operation. The high `BY` bits of each are undefined: mask them."""
+    if INTERPRETED:
+        return words >> BY
+    return tl.inline_asm_elementwise(f"shr.b32 $0, $1, {BY};", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+
+
+@triton.jit
+def as_half(bits, DTYPE: tl.constexpr):
+    """Bit patterns of `DTYPE` as its values. The interpreter has no bfloat16: its patterns are widened to float32 there."""
+    if DTYPE == tl.float32:
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return bits.to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def half_scale(scale, extra, group, n, columns, inside):
+    """`SIDE` of a format with float16 scales and nothing else."""
+    return tl.load(scale + group * columns + n, mask=inside, other=0.0).to(tl.float32), 0
+
+
+def plan(
+    x: torch.Tensor,
+    words: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    outputs: int,
+    layout: Layout,
+    group: int,
+    decode: Any,
+    side: Any = half_scale,
+    extra: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+    factor: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Launch:
+    """The launch that multiplies x (M, inputs) with packed weights; `dtype` of the output is that of x unless given.
+
+    Raises `ValueError` where `group` and the layout's tile do not fit: groups must be multiples of `layout.rows`.
+    """
+    rows, inputs = x.shape
+    if group % layout.rows:
+        raise ValueError(f"groups of {group} inputs, expected a multiple of {layout.rows}")
+    tiles, columns = words.shape[0], words.shape[3]
+    if words.numel() >= 2**31:
+        raise ValueError(f"{words.numel()} packed words, expected less than 2^31; split the matrix")
+    block_m = max(16, min(64, triton.next_power_of_2(rows)))
+    block_n = 64 if columns <= 64 else 128
+    across, down = triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)
+    splits = splits_for(across * down, tiles, multiprocessors(x.device))
+    dtype = x.dtype if dtype is None else dtype
+    out = torch.empty((rows, outputs), dtype=dtype, device=x.device)
+    shared = splits > 1
+    return Launch(
+        function=product,
+        grid=(across, down, splits),
+        arguments={
+            "x": x, "words": words, "scale": scale, "extra": extra, "table": table, "factor": factor, "out": out,
+            "partial": x.new_empty((splits, rows, columns), dtype=torch.float32) if shared else None,
+            "tickets": x.new_zeros(across * down, dtype=torch.int32) if shared else None,
+            "M": rows, "N": outputs, "K": inputs, "columns": columns, "tiles": tiles, "x_stride": x.stride(0),
+        },
+        constants={
+            "DECODE": decode, "SIDE": side, "DTYPE": triton_type(x.dtype), "PLANES": layout.planes,
+            "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group, "RUN": run_of(layout, group),
+            "BLOCK_M": block_m, "BLOCK_N": block_n, "SPLITS": splits, "STAGES": 3,
+        },
+        output=out,
+        loop_bytes=layout.planes * layout.rows * block_n * 2,
+        loop_weights=layout.inputs * block_n,
+    )  # fmt: skip
+
+
+def run_of(layout: Layout, group: int) -> int:
+    """Pieces in a row that surely share a scale: a tile and a group begin together every gcd of their lengths."""
+    length = layout.inputs
+    while group % length:
+        length //= 2
+    return length // layout.rows
+
+
+def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int) -> int:
+    """Programs that share the inputs of one tile of the output: a power of two, each with four turns of its loop or more."""
+    splits = 1
+    while tiles_out * splits * 2 <= multiprocessors * PROGRAMS and tiles_in >= 8 * splits:
+        splits *= 2
+    return splits
+
+
+def triton_type(dtype: torch.dtype) -> tl.dtype:
+    """The type in which weights meet activations of `dtype`."""
+    if dtype == torch.bfloat16:
+        return tl.float32 if interpreted() else tl.bfloat16
+    return tl.float16

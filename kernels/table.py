@@ -1,0 +1,14 @@
+"""Every kernel, in one table: adding one is a folder and its lines here."""
+
+from kernels.integer_product.rows import INTEGER_KERNELS
+from kernels.kernel import Kernel
+
+KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS,)
+
+
+def kernel_named(name: str) -> Kernel:
+    """The row of that name. Raises `ValueError` with the names there are."""
+    for kernel in KERNELS:
+        if kernel.name == name:
+            return kernel
+    raise ValueError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
