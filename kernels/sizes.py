@@ -11,4 +11,4 @@ GEMV_BENCH = (
     Size(1, 28672, 8192), Size(1, 8192, 28672), Size(1, 14336, 4096), Size(1, 4096, 14336), Size(1, 4096, 4096),
     Size(1, 2048, 2048),
 )  # fmt: skip
-GEMM_BENCH = tuple(Size(rows, 28672, 8192) for rows in (2, 4, 8, 16, 32, 64)) + (Size(16, 4096, 4096),)
+GEMM_BENCH = (*(Size(rows, 28672, 8192) for rows in (2, 4, 8, 16, 32, 64)), Size(16, 4096, 4096))

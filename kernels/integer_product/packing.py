@@ -14,8 +14,8 @@ WIDTHS = (2, 3, 4, 8)
 class IntegerWeights:
     """Weights (outputs, inputs): codes in `words`, `scale` and `zero` (groups, columns) in float16.
 
-    Without `zero` the zero point is the middle of the range, 2^(bits - 1). One scale serves `group` inputs of an output; zero points need
-    not be integers.
+    Without `zero` the zero point is the middle of the range, 2^(bits - 1). One scale serves `group` inputs of an
+    output; zero points need not be integers.
     """
 
     words: torch.Tensor
@@ -37,8 +37,8 @@ def pack(
 ) -> IntegerWeights:
     """Lay out codes (outputs, inputs) in [0, 2^bits) with `scale` and `zero` (outputs, ceil(inputs / group)).
 
-    `group` None means one scale for all inputs of an output. Raises `ValueError` for other widths, for groups that are no multiple of 32,
-    for shapes that do not match and codes out of range.
+    `group` None means one scale for all inputs of an output. Raises `ValueError` for other widths, for groups that are
+    no multiple of 32, for shapes that do not match and codes out of range.
     """
     if bits not in WIDTHS:
         raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")

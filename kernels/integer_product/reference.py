@@ -17,5 +17,5 @@ def dequantize(weights: IntegerWeights) -> torch.Tensor:
 
 
 def integer_product_reference(x: torch.Tensor, weights: IntegerWeights) -> torch.Tensor:
-    """x (rows, inputs) times the transposed weights: (rows, outputs), float64."""
+    """Give x (rows, inputs) times the transposed weights: (rows, outputs), float64."""
     return x.double() @ dequantize(weights).T

@@ -27,8 +27,8 @@ def inputs(
 
 def _row(name: str, check: tuple[Size, ...], bench: tuple[Size, ...], **how: object) -> Kernel:
     return Kernel(
-        name=name, reference=integer_product_reference, kernel=integer_product, plan=plan, inputs=partial(inputs, **how),
-        check=check, bench=bench, tolerance=1e-4,
+        name=name, reference=integer_product_reference, kernel=integer_product, plan=plan,
+        inputs=partial(inputs, **how), check=check, bench=bench, tolerance=1e-4,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Integers decoded by one logical operation for two weights.
 
-A field of at most ten bits, set into the fraction of the half-precision number 1024, reads 1024 + q 2^p with p its place in the word: one
-AND and one OR, which the hardware does at once. A fused multiply-add takes it to q less its zero point. In bfloat16 the
-fraction has seven bits and the number is 128; there 8-bit codes go as two nibbles. (The trick for 4 bits: Kim et al. 2022,
-"Who Says Elephants Can't Run", arXiv:2211.10017.)
+A field of at most ten bits, set into the fraction of the half-precision number 1024, reads 1024 + q 2^p with p its
+place in the word: one AND and one OR, which the hardware does at once. A fused multiply-add takes it to q less its zero
+point. In bfloat16 the fraction has seven bits and the number is 128; there 8-bit codes go as two nibbles. (The trick
+for 4 bits: Kim et al. 2022, "Who Says Elephants Can't Run", arXiv:2211.10017.)
 """
 
 import torch
@@ -121,9 +121,9 @@ def plan(x: torch.Tensor, weights: IntegerWeights) -> Launch:
 
 
 def integer_product(x: torch.Tensor, weights: IntegerWeights) -> torch.Tensor:
-    """x (rows, inputs) in float16 or bfloat16 times the transposed weights: (rows, outputs) in the type of x.
+    """Give x (rows, inputs) in float16 or bfloat16 times the transposed weights: (rows, outputs) in the type of x.
 
-    Sums in float32, the same bits in every run. Weights less their zero points are exact in the type of x where the zero
-    points are integers, otherwise rounded to it. Raises `ValueError` for what does not fit.
+    Sums in float32, the same bits in every run. Weights less their zero points are exact in the type of x where the
+    zero points are integers, otherwise rounded to it. Raises `ValueError` for what does not fit.
     """
     return plan(x, weights).run()

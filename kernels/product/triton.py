@@ -1,17 +1,18 @@
 """One kernel for every format: `out = x W^T` with W decoded from packed words between the loads and the matrix units.
 
-Decoding one token at a time is bound by the bytes of the weights: 4.3 TB/s on an H200 leave 3.4 instruction slots for a 4-bit
-weight. So words travel in 16-byte asynchronous copies through a ring in shared memory, transposing loads bring two neighboring
-inputs into one register, a logical operation or two turns both into half-precision numbers, and matrix units
-(16 rows, of which one token uses one) multiply and add in float32. Scales apply after the sum over a group, in float32.
-Few output tiles are shared out along the inputs: each program leaves its partial sum, and the last one to
-finish adds them in a fixed order, so the result does not depend on who was last.
+Decoding one token at a time is bound by the bytes of the weights: 4.3 TB/s on an H200 leave 3.4 instruction slots for a
+4-bit weight. So words travel in 16-byte asynchronous copies through a ring in shared memory, transposing loads bring
+two neighboring inputs into one register, a logical operation or two turns both into half-precision numbers, and
+matrix units (16 rows, of which one token uses one) multiply and add in float32. Scales apply after the sum over a
+group, in float32. Few output tiles are shared out along the inputs: each program leaves its partial sum, and the last
+one to finish adds them in a fixed order, so the result does not depend on who was last.
 
-A format is two functions, compiled in: `DECODE(a, b, c, shift, table, PIECE, DTYPE)` gives piece `PIECE` (rows, columns) of a tile
-from the words of its planes; `SIDE(scale, extra, group, at, columns, inside)` gives (scale in float32 (columns), whatever `DECODE` gets as
-`shift`) of a group of inputs.
+A format is two functions, compiled in: `DECODE(a, b, c, shift, table, PIECE, DTYPE)` gives piece `PIECE` (rows,
+columns) of a tile from the words of its planes; `SIDE(scale, extra, group, at, columns, inside)` gives (scale in
+float32 (columns), whatever `DECODE` gets as `shift`) of a group of inputs.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Launch, interpreted, multiprocessors
+from kernels.product import choices
 from kernels.product.words import Layout
 
 INTERPRETED = tl.constexpr(interpreted())
-PROGRAMS = 4  # programs that a multiprocessor should have to choose from: their loads hide each other's latency
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS: tl.
 
 @triton.jit
 def activations(x, DTYPE: tl.constexpr):
-    """Activations as the matrix units take them; int8 becomes exact half precision by its bits: 1024 + (x + 128) - 1152."""
+    """Activations as the matrix units take them; int8 by its bits, exactly: 1024 + (x + 128) - 1152."""
     if x.dtype == tl.int8:
         raised = (x.to(tl.uint8, bitcast=True).to(tl.int16) ^ 0x80) | 0x6400
         return raised.to(tl.float16, bitcast=True) - 1152.0
@@ -125,7 +126,7 @@ def shifted(words, BY: tl.constexpr):
 
 @triton.jit
 def as_half(bits, DTYPE: tl.constexpr):
-    """Bit patterns of `DTYPE` as its values. The interpreter has no bfloat16: its patterns are widened to float32 there."""
+    """Bit patterns of `DTYPE` as its values; those of bfloat16, which the interpreter lacks, become float32 there."""
     if DTYPE == tl.float32:
         return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     return bits.to(DTYPE, bitcast=True)
@@ -162,30 +163,56 @@ def plan(
     tiles, columns = words.shape[0], words.shape[3]
     if words.numel() >= 2**31:
         raise ValueError(f"{words.numel()} packed words, expected less than 2^31; split the matrix")
-    block_m = max(16, min(64, triton.next_power_of_2(rows)))
-    block_n = 64 if columns <= 64 else 128
-    across, down = triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)
-    splits = splits_for(across * down, tiles, multiprocessors(x.device))
-    dtype = x.dtype if dtype is None else dtype
-    out = torch.empty((rows, outputs), dtype=dtype, device=x.device)
-    shared = splits > 1
+    out = torch.empty((rows, outputs), dtype=x.dtype if dtype is None else dtype, device=x.device)
+    arguments = {
+        "x": x, "words": words, "scale": scale, "extra": extra, "table": table, "factor": factor, "out": out,
+        "M": rows, "N": outputs, "K": inputs, "columns": columns, "tiles": tiles, "x_stride": x.stride(0),
+    }  # fmt: skip
+    constants = {
+        "DECODE": decode, "SIDE": side, "DTYPE": triton_type(x.dtype), "PLANES": layout.planes,
+        "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group, "RUN": run_of(layout, group),
+    }  # fmt: skip
+    choice = choices.default(rows, columns, outputs, tiles, multiprocessors(x.device))
+    return _launch(arguments, constants, choice)
+
+
+def candidates(launch: Launch) -> tuple[Launch, ...]:
+    """`launch` and others that fill the same output with other tiles, splits and rings: for a tuner on a GPU.
+
+    Kernels that are not `product` have no alternatives here.
+    """
+    if launch.function is not product:
+        return (launch,)
+    known, constants = launch.arguments, launch.constants
+    first = choices.Choice(
+        constants["BLOCK_M"], constants["BLOCK_N"], constants["SPLITS"], launch.num_warps, constants["STAGES"]
+    )
+    others = list(choices.alternatives(first, known["columns"], known["tiles"]))[1:]
+    return (launch, *(_launch(known, constants, choice) for choice in others))
+
+
+def _launch(arguments: Mapping[str, Any], constants: Mapping[str, Any], choice: choices.Choice) -> Launch:
+    x, out = arguments["x"], arguments["out"]
+    across, down = triton.cdiv(arguments["N"], choice.block_n), triton.cdiv(arguments["M"], choice.block_m)
+    shared = choice.splits > 1
+    partial = (choice.splits, arguments["M"], arguments["columns"])
+    words = constants["PLANES"] * constants["ROWS"] * choice.block_n
     return Launch(
         function=product,
-        grid=(across, down, splits),
+        grid=(across, down, choice.splits),
         arguments={
-            "x": x, "words": words, "scale": scale, "extra": extra, "table": table, "factor": factor, "out": out,
-            "partial": x.new_empty((splits, rows, columns), dtype=torch.float32) if shared else None,
+            **arguments,
+            "partial": x.new_empty(partial, dtype=torch.float32) if shared else None,
             "tickets": x.new_zeros(across * down, dtype=torch.int32) if shared else None,
-            "M": rows, "N": outputs, "K": inputs, "columns": columns, "tiles": tiles, "x_stride": x.stride(0),
         },
         constants={
-            "DECODE": decode, "SIDE": side, "DTYPE": triton_type(x.dtype), "PLANES": layout.planes,
-            "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group, "RUN": run_of(layout, group),
-            "BLOCK_M": block_m, "BLOCK_N": block_n, "SPLITS": splits, "STAGES": 3,
+            **constants, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "SPLITS": choice.splits,
+            "STAGES": choice.stages,
         },
         output=out,
-        loop_bytes=layout.planes * layout.rows * block_n * 2,
-        loop_weights=layout.inputs * block_n,
+        loop_bytes=2 * words,
+        loop_weights=constants["PIECES"] * constants["ROWS"] * choice.block_n,
+        num_warps=choice.warps,
     )  # fmt: skip
 
 
@@ -195,14 +222,6 @@ def run_of(layout: Layout, group: int) -> int:
     while group % length:
         length //= 2
     return length // layout.rows
-
-
-def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int) -> int:
-    """Programs that share the inputs of one tile of the output: a power of two, each with four turns of its loop or more."""
-    splits = 1
-    while tiles_out * splits * 2 <= multiprocessors * PROGRAMS and tiles_in >= 8 * splits:
-        splits *= 2
-    return splits
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:

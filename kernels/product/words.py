@@ -2,13 +2,14 @@
 
 A tile holds `pieces` x `rows` consecutive inputs of all outputs. Word r of a tile carries the codes of the inputs
 r, r + rows, r + 2 rows, ...: its fields are the pieces, so that unpacking field j of a tile gives the weights of `rows`
-consecutive inputs, ready for a matrix instruction, and a thread's 16-byte load covers eight outputs. Words of two bytes, and not
-four, because a matrix instruction wants neighboring inputs in the halves of one register: the hardware's transposing loads
-deliver them so, and one operation then unpacks both.
+consecutive inputs, ready for a matrix instruction, and a thread's 16-byte load covers eight outputs. Words of two
+bytes, and not four, because a matrix instruction wants neighboring inputs in the halves of one register: the hardware's
+transposing loads deliver them so, and one operation then unpacks both.
 
-Widths that do not divide 16 take three words (planes) a row: codes of 3 bits five a word, and the sixteenth in the three spare bits;
-codes of 6 bits two a word, and two more in the spare nibbles. Nothing is lost: 16 codes in 48 bits, 8 codes in 48 bits.
-Inputs are filled up with zero codes to whole tiles and outputs to a multiple of 8, for loads of 16 bytes.
+Widths that do not divide 16 take three words (planes) a row: codes of 3 bits five a word, and the sixteenth in the
+three spare bits; codes of 6 bits two a word, and two more in the spare nibbles. Nothing is lost: 16 codes in 48 bits,
+8 codes in 48 bits. Inputs are filled up with zero codes to whole tiles and outputs to a multiple of 8, for loads of
+16 bytes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ COLUMNS = 8  # outputs are padded to a multiple of this: 8 words are 16 bytes
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How codes of `bits` bits fill a tile: `rows` words (16 or 32) in each of `planes`, `pieces` codes in a row of words."""
+    """How codes of `bits` bits fill a tile: `rows` (16 or 32) words in each plane, `pieces` codes in a row of words."""
 
     bits: int
     rows: int = 32
