@@ -1,8 +1,8 @@
 """GPU kernels in Triton beside plain references; knows tensors only.
 
 An operation is a folder: `packing.py` lays its weights out, `reference.py` says in plain torch what it computes,
-`triton.py` computes it fast, and one row of `KERNELS` tells the checks, the offline compiler and the bench how to call it.
-Nothing here is imported before it is asked for, so that whoever packs bits does not wait for a compiler.
+`triton.py` computes it fast, and rows of `KERNELS` tell the checks, the offline compiler and the bench how to call
+it. Nothing here is imported before it is asked for, so that whoever packs bits does not wait for a compiler.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
 """What the machine code of a launch looks like, for a chip that need not be here.
 
-Triton compiles a `Launch` for a named architecture on any machine; NVIDIA's disassembler, which comes with Triton, tells registers,
-shared memory and instructions. Speed cannot be read off, its preconditions can: 16-byte loads, no spills, matrix
-instructions, no conversion of integers in the loop, and how many instructions a weight costs there.
+Triton compiles a `Launch` for a named architecture on any machine; NVIDIA's disassembler, which comes with Triton,
+tells registers, shared memory and instructions. Speed cannot be read off, its preconditions can: 16-byte loads, no
+spills, matrix instructions, no conversion of integers in the loop, and how many instructions a weight costs there.
 
 Needs `TRITON_INTERPRET` unset: an interpreted function has no machine code.
 """
@@ -28,7 +28,8 @@ SHARED_LIMIT = 227 * 1024  # bytes a program may have on either (CUDA C++ Progra
 ISSUE_RATE = 4  # instructions of 32 threads that a multiprocessor starts in a clock
 _POINTERS = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8",
-    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
+    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
 }  # fmt: skip
 
 
@@ -84,6 +85,11 @@ def compiled(launch: Launch, architecture: int) -> MachineCode:
 _MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b"
 
 
+def fingerprint(launch: Launch) -> str:
+    """The same for launches that compile to the same machine code."""
+    return f"{_source(launch).hash()} {launch.num_warps} {launch.num_stages}"
+
+
 def _source(launch: Launch) -> ASTSource:
     names = launch.function.arg_names
     constants = {name: value for name, value in launch.arguments.items() if value is None or _is_one(value)}
@@ -114,7 +120,7 @@ def _aligned(value: Any) -> bool:
 
 
 def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
-    """Names of the instructions in the longest stretch that a jump backwards repeats; the last jump, onto itself, is padding."""
+    """Names of the instructions in the longest stretch that a jump backwards repeats."""
     jumps = [(int(target.group(1), 16), at) for at, name, line in code
              if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", line))]  # fmt: skip
     start, end = max(((to, at) for to, at in jumps if to < at), key=lambda span: span[1] - span[0], default=(0, -1))

@@ -1,4 +1,4 @@
-"""What public kernel functions ask of their tensors: an error that names the input, what was found and what was expected."""
+"""What public kernel functions ask of their tensors: errors name the input, what was found and what was expected."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def require(
     dtypes: Sequence[torch.dtype],
     device: torch.device | None = None,
 ) -> None:
-    """Raise `ValueError` unless `tensor` is contiguous, of one of `dtypes`, on `device` and of `shape` (None: any size)."""
+    """Raise `ValueError` unless `tensor` is contiguous, of one of `dtypes`, on `device`, of `shape` (None: any)."""
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
     found = tuple(tensor.shape)

@@ -1,7 +1,7 @@
 """A row of `KERNELS`: what checks, compiler and bench must know of a kernel, and nothing else.
 
-An operation's inputs are made for a size from a seed, so that the check, the bench and a colleague's machine all see the
-same numbers.
+An operation's inputs are made for a size from a seed, so that the check, the bench and a colleague's machine all see
+the same numbers.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,8 @@ class Kernel:
 
     `inputs(size, seed, device)` gives the arguments of all three functions: `reference` returns float64, `kernel` the
     tensor a user gets, `plan` the launch behind it. `check` sizes are small and ragged, `bench` sizes real. `tolerance`
-    bounds |kernel - reference| in units of the root mean square of the reference, beside half a unit in the last place
-    of the output's own type. `weight_bits` are the stored bits of a weight, everything included, at the first bench size
-    (a test holds them against the bytes).
+    bounds |kernel - reference| in units of the root mean square of the reference, beside one rounding to the output's
+    type.
     """
 
     name: str

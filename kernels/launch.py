@@ -1,8 +1,8 @@
 """A kernel with everything it is called with, as a value: run it here, or compile it for a chip that is not here.
 
 A public function of this package plans a `Launch` and runs it. The plan needs no GPU, so the offline compiler
-(`kernels.compiler`) sees exactly the constants, types and alignments that a GPU would, tensors of torch's meta device
-included; and a plan may be run again and again, which is how a CUDA graph or a bench calls it.
+(`kernels.compiler`) sees exactly the constants, types and alignments that a GPU would; and a plan may be run again
+and again, which is how a CUDA graph or a bench calls it.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ def multiprocessors(device: torch.device) -> int:
 class Launch:
     """One call of a Triton function.
 
-    `arguments` are what changes from call to call (tensors, integers, floats; None for what a format lacks), `constants`
-    what is compiled in. `output` is the tensor that the call fills. `loop_bytes` are the bytes of packed weights that one
-    program loads in one turn of its main loop, and `loop_weights` the weights in them: the offline compiler holds
-    the machine code against them.
+    `arguments` are what changes from call to call (tensors, integers, floats; None for what a format lacks),
+    `constants` what is compiled in. `output` is the tensor that the call fills. `loop_bytes` are the bytes of packed
+    weights that one program loads in one turn of its main loop, and `loop_weights` the weights in them: the offline
+    compiler holds the machine code against them.
     """
 
     function: Any
@@ -46,7 +46,7 @@ class Launch:
     num_stages: int = 3
 
     def run(self) -> torch.Tensor:
-        """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless it is interpreted."""
+        """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless interpreted."""
         device = self.output.device
         if not interpreted() and device.type != "cuda":
             raise ValueError(f"tensors are on {device}, kernels need them on cuda (or TRITON_INTERPRET=1, to test)")

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -13,3 +14,7 @@ settings.load_profile("bitfrontier")
 
 # One thread a process, as a cell has: under `-n 2` two processes of two threads each would stand in each other's way.
 torch.set_num_threads(1)
+
+# Without a GPU, kernels run under the interpreter. Triton decides when it decorates them: before the first import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
