@@ -1,6 +1,7 @@
 """Rows of `KERNELS`: integer weights of every width, one token (gemv) and up to 64 (gemm)."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def inputs(
     return x, pack(codes, scale, zeros, bits=bits, group=size.group)
 
 
-def _row(name: str, check: tuple[Size, ...], bench: tuple[Size, ...], **how: object) -> Kernel:
+def _row(name: str, check: tuple[Size, ...], bench: tuple[Size, ...], **how: Any) -> Kernel:
     return Kernel(
         name=name, reference=integer_product_reference, kernel=integer_product, plan=plan,
         inputs=partial(inputs, **how), check=check, bench=bench, tolerance=1e-4,
