@@ -25,7 +25,6 @@ from kernels.launch import Launch, interpreted
 
 ARCHITECTURES = (90, 100)  # Hopper (H100, H200), Blackwell (B200)
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on either (CUDA C++ Programming Guide, compute capabilities)
-ISSUE_RATE = 4  # instructions of 32 threads that a multiprocessor starts in a clock
 _POINTERS = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8",
     torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv",
@@ -42,14 +41,20 @@ class MachineCode:
     stack_bytes: int
     shared_bytes: int
     instructions: int
+    local_accesses: int  # spills, if there are any
+    matrix: str  # the matrix instructions, by name
+    loop_bytes_per_thread: float  # of packed weights
+    loop_weights_per_thread: float
     loop_instructions: int
     loop_wide_loads: int  # of 16 bytes, from global memory
     loop_narrow_loads: int  # of 1 or 2 bytes, from global memory
     loop_matrix: int
     loop_conversions: int  # between integers and floating point
-    local_accesses: int  # spills, if there are any
-    matrix: str  # the matrix instructions, by name
-    slots_per_weight: float  # instructions a thread starts for each weight it decodes
+
+    @property
+    def slots_per_weight(self) -> float:
+        """Instructions that a thread starts in the loop for each weight it decodes there."""
+        return self.loop_instructions / self.loop_weights_per_thread
 
 
 def compiled(launch: Launch, architecture: int) -> MachineCode:
@@ -61,25 +66,37 @@ def compiled(launch: Launch, architecture: int) -> MachineCode:
         target=GPUTarget("cuda", architecture, 32),
         options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
     )
-    code, registers, stack = _disassembled(kernel.asm["cubin"])
-    names = [name for _, name, _ in code]
-    loop = Counter(_longest_loop(code))
     threads = launch.num_warps * 32
     return MachineCode(
         architecture=architecture,
-        registers=registers,
-        stack_bytes=stack,
         shared_bytes=kernel.metadata.shared,
-        instructions=len(names),
-        loop_instructions=loop.total(),
-        loop_wide_loads=_count(loop, r"(LDG|LDGSTS)\b.*\.128\b"),
-        loop_narrow_loads=_count(loop, r"LDG\b.*\.[US](8|16)\b"),
-        loop_matrix=_count(loop, _MATRIX),
-        loop_conversions=_count(loop, r"I2F|F2I"),
-        local_accesses=_count(Counter(names), r"(LDL|STL)\b"),
-        matrix=" ".join(sorted({name.split(".")[0] for name in names if re.match(_MATRIX, name)})),
-        slots_per_weight=round(loop.total() * threads / launch.loop_weights, 3),
+        loop_bytes_per_thread=launch.loop_bytes / threads,
+        loop_weights_per_thread=launch.loop_weights / threads,
+        **counts(_disassembled(kernel.asm["cubin"])),
     )
+
+
+def counts(disassembly: str) -> dict[str, Any]:
+    """The fields of `MachineCode` that a disassembly tells."""
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", disassembly)
+    assert usage, disassembly
+    # /*0eb0*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+    found = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)[^;]*);", disassembly)
+    code = [(int(line.group(1), 16), line.group(3), line.group(2)) for line in found]
+    names = Counter(name for _, name, _ in code)
+    loop = Counter(_longest_loop(code))
+    return {
+        "registers": int(usage.group(1)),
+        "stack_bytes": int(usage.group(2)),
+        "instructions": names.total(),
+        "local_accesses": _count(names, r"(LDL|STL)\b"),
+        "matrix": " ".join(sorted({name.split(".")[0] for name in names if re.match(_MATRIX, name)})),
+        "loop_instructions": loop.total(),
+        "loop_wide_loads": _count(loop, r"(LDG|LDGSTS)\b.*\.128\b"),
+        "loop_narrow_loads": _count(loop, r"LDG\b.*\.[US](8|16)\b"),
+        "loop_matrix": _count(loop, _MATRIX),
+        "loop_conversions": _count(loop, r"I2F|F2I"),
+    }
 
 
 _MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b"
@@ -131,16 +148,10 @@ def _count(names: Counter[str], pattern: str) -> int:
     return sum(count for name, count in names.items() if re.match(pattern, name))
 
 
-def _disassembled(cubin: bytes) -> tuple[list[tuple[int, str, str]], int, int]:
-    """Instructions (address, name, line) of a kernel, its registers and the bytes of stack of a thread."""
+def _disassembled(cubin: bytes) -> str:
+    """What NVIDIA's disassembler says of a kernel: its resources and its instructions with their addresses."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "kernel.cubin"
         path.write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(path)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    assert usage, said
-    # /*0eb0*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
-    found = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)[^;]*);", said)
-    code = [(int(line.group(1), 16), line.group(3), line.group(2)) for line in found]
-    return code, int(usage.group(1)), int(usage.group(2))
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -63,7 +63,8 @@ def _compiled(name: str) -> list[dict[str, Any]]:
                     continue
                 seen.add(mark)
                 key = {"kernel": name, "size": str(size), "dtype": dtype, "triton": triton.__version__}
-                found += [key | asdict(compiled(launch, architecture)) for architecture in ARCHITECTURES]
+                for code in (compiled(launch, architecture) for architecture in ARCHITECTURES):
+                    found.append(key | asdict(code) | {"slots_per_weight": round(code.slots_per_weight, 3)})
     return found
 
 
