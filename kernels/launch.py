@@ -30,27 +30,32 @@ class Launch:
     """One call of a Triton function.
 
     `arguments` are what changes from call to call (tensors, integers, floats; None for what a format lacks),
-    `constants` what is compiled in. `output` is the tensor that the call fills. `loop_bytes` are the bytes of packed
-    weights that one program loads in one turn of its main loop, and `loop_weights` the weights in them: the offline
-    compiler holds the machine code against them.
+    `constants` what is compiled in. `output` is what the call fills, a tensor or several. `loop_bytes` are the bytes of
+    packed weights (or of whatever else is streamed) that one program loads in one turn of its main loop, or at all
+    where it has none, and `loop_weights` the values in them: the offline compiler holds the machine code against them.
     """
 
     function: Any
     grid: tuple[int, ...]
     arguments: Mapping[str, torch.Tensor | int | float | None]
     constants: Mapping[str, Any]
-    output: torch.Tensor
+    output: torch.Tensor | tuple[torch.Tensor, ...]
     loop_bytes: int
     loop_weights: int
     num_warps: int = 4
     num_stages: int = 3
 
-    def run(self) -> torch.Tensor:
+    @property
+    def outputs(self) -> tuple[torch.Tensor, ...]:
+        """The tensors of `output`."""
+        return (self.output,) if isinstance(self.output, torch.Tensor) else self.output
+
+    def run(self) -> Any:
         """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless interpreted."""
-        device = self.output.device
+        device = self.outputs[0].device
         if not interpreted() and device.type != "cuda":
             raise ValueError(f"tensors are on {device}, kernels need them on cuda (or TRITON_INTERPRET=1, to test)")
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        with torch.cuda.device_of(self.output):
+        with torch.cuda.device_of(self.outputs[0]):
             self.function[self.grid](**self.arguments, **self.constants, **options)
         return self.output
