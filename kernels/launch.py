@@ -50,12 +50,16 @@ class Launch:
         """The tensors of `output`."""
         return (self.output,) if isinstance(self.output, torch.Tensor) else self.output
 
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton is told beside arguments and constants."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
     def run(self) -> Any:
         """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless interpreted."""
         device = self.outputs[0].device
         if not interpreted() and device.type != "cuda":
             raise ValueError(f"tensors are on {device}, kernels need them on cuda (or TRITON_INTERPRET=1, to test)")
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         with torch.cuda.device_of(self.outputs[0]):
-            self.function[self.grid](**self.arguments, **self.constants, **options)
+            self.function[self.grid](**self.arguments, **self.constants, **self.options)
         return self.output
