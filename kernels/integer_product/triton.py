@@ -28,8 +28,8 @@ def integer(words, PLACE: tl.constexpr, BITS: tl.constexpr, LESS: tl.constexpr, 
     BASE: tl.constexpr = (1 << ROOM) / (1 << AT) + LESS
     if MOVE > 0:
         words = shared.shifted(words, MOVE)
-    raised = shared.as_half((words & MASK) | MAGIC, DTYPE)
-    return raised * (1.0 / (1 << AT)) - BASE
+    value = shared.as_half(shared.raised(words, MASK, MAGIC), DTYPE)
+    return value * (1.0 / (1 << AT)) - BASE
 
 
 @triton.jit

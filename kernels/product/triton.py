@@ -125,6 +125,20 @@ def shifted(words, BY: tl.constexpr):
 
 
 @triton.jit
+def raised(words, MASK: tl.constexpr, MAGIC: tl.constexpr):
+    """(words & MASK) | MAGIC, two words in one operation.
+
+    An instruction has room for one constant. The compiler would load the other anew before each use; it keeps one that
+    it cannot compute, so the mask is said to depend on the grid's third index, which is below 2^16.
+    """
+    if INTERPRETED:
+        return (words & MASK) | MAGIC
+    known: tl.constexpr = f"or.b32 mask, mask, {MASK * 0x10001:#x}; lop3.b32 $0, $1, mask, {MAGIC * 0x10001:#x}, 0xea;"
+    asm: tl.constexpr = f"{{ .reg .b32 mask; mov.u32 mask, %ctaid.z; shr.u32 mask, mask, 16; {known} }}"
+    return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+
+
+@triton.jit
 def as_half(bits, DTYPE: tl.constexpr):
     """Bit patterns of `DTYPE` as its values; those of bfloat16, which the interpreter lacks, become float32 there."""
     if DTYPE == tl.float32:
