@@ -51,19 +51,29 @@ def checked(kernel: Kernel, size: Size, seed: int, device: str) -> list[Check]:
         arguments = inputs(size, seed, device)
         with _poisoned():
             first, second = kernel.kernel(*arguments), kernel.kernel(*arguments)
-        repeats = not kernel.deterministic or torch.equal(first, second)
-        excess = excess_of(first, kernel.reference(*arguments), kernel.tolerance)
+        pairs = list(zip(_several(first), _several(kernel.reference(*arguments)), strict=True))
+        repeats = not kernel.deterministic or all(map(torch.equal, _several(first), _several(second)))
+        excess = max(excess_of(result, reference, kernel.tolerance) for result, reference in pairs)
         found.append(Check(kernel.name, str(size), dtype, seed, device, excess, repeats))
     return found
 
 
 def excess_of(result: torch.Tensor, reference: torch.Tensor, tolerance: float) -> float:
-    """Largest error in units of `tolerance` rms(reference) + one rounding of the result's type; infinite for NaN."""
+    """Largest error in units of `tolerance` rms(reference) + one rounding of the result's type; infinite for NaN.
+
+    Integers are within bounds, 0, exactly if they are equal, else infinitely far off.
+    """
+    if not result.is_floating_point():
+        return 0.0 if torch.equal(result, reference.to(result.dtype)) else float("inf")
     wanted = reference.double()
     allowed = tolerance * wanted.square().mean().sqrt() + _roundoff(result.dtype) * wanted.abs()
     error = (result.double() - wanted).abs()
     ratio = torch.where(error > 0, error / allowed, error).max().item() if error.numel() else 0.0
     return ratio if ratio == ratio else float("inf")
+
+
+def _several(value: Any) -> tuple[torch.Tensor, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 
 def _roundoff(dtype: torch.dtype) -> float:

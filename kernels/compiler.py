@@ -34,7 +34,7 @@ _POINTERS = {
 
 @dataclass(frozen=True, slots=True)
 class MachineCode:
-    """Counts of a compiled launch; those that begin with `loop_` are of its longest loop, for one thread."""
+    """Counts of a compiled launch, for one thread; `loop_` is of its longest loop, or of all where it has none."""
 
     architecture: int
     registers: int
@@ -137,10 +137,12 @@ def _aligned(value: Any) -> bool:
 
 
 def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
-    """Names of the instructions in the longest stretch that a jump backwards repeats."""
+    """Names of the instructions in the longest stretch that a jump backwards repeats; all of them if none does."""
     jumps = [(int(target.group(1), 16), at) for at, name, line in code
              if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", line))]  # fmt: skip
-    start, end = max(((to, at) for to, at in jumps if to < at), key=lambda span: span[1] - span[0], default=(0, -1))
+    start, end = max(
+        ((to, at) for to, at in jumps if to < at), key=lambda span: span[1] - span[0], default=(0, code[-1][0])
+    )
     return [name for at, name, _ in code if start <= at <= end]
 
 

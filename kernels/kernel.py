@@ -24,35 +24,38 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         return f"{self.rows} x {self.outputs} x {self.inputs} / {self.group}"
 
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.rows * self.outputs * self.inputs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A kernel, its plain reference, and where to try them.
 
-    `inputs(size, seed, device)` gives the arguments of all three functions: `reference` returns float64, `kernel` the
-    tensor a user gets, `plan` the launch behind it. `check` sizes are small and ragged, `bench` sizes real. `tolerance`
-    bounds |kernel - reference| in units of the root mean square of the reference, beside one rounding to the output's
-    type.
+    `inputs(size, seed, device)` gives the arguments of all three functions: `reference` returns float64 (or integers),
+    `kernel` what a user gets, a tensor or a tuple of them alike, `plan` the launch behind it. A size is a named tuple
+    that says its `operations` and prints itself; `check` sizes are small and ragged, `bench` sizes real, `compile`
+    those at which the machine code is looked at (a product's follow from its bench). `tolerance` bounds
+    |kernel - reference| in units of the root mean square of the reference, beside one rounding to the output's type;
+    integers agree exactly.
     """
 
     name: str
-    reference: Callable[..., torch.Tensor]
-    kernel: Callable[..., torch.Tensor]
+    reference: Callable[..., Any]
+    kernel: Callable[..., Any]
     plan: Callable[..., Launch]
-    inputs: Callable[[Size, int, str], tuple[Any, ...]]
-    check: tuple[Size, ...]
-    bench: tuple[Size, ...]
+    inputs: Callable[[Any, int, str], tuple[Any, ...]]
+    check: tuple[Any, ...]
+    bench: tuple[Any, ...]
     tolerance: float
+    compile: tuple[Any, ...] = ()
     deterministic: bool = True
 
     def bytes_moved(self, *inputs: Any) -> int:
-        """Bytes that any implementation must read and write once: all inputs and the output."""
-        return sum(_bytes(value) for value in inputs) + self.plan(*inputs).output.nbytes
-
-    @staticmethod
-    def operations(size: Size) -> int:
-        """Multiplications and additions of the product."""
-        return 2 * size.rows * size.outputs * size.inputs
+        """Bytes that any implementation must read and write once: all inputs and the outputs."""
+        return sum(_bytes(value) for value in (*inputs, *self.plan(*inputs).outputs))
 
 
 def _bytes(value: Any) -> int:

@@ -13,7 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernels.kernel import Kernel, Size
 
 KEPT = Path(__file__).with_name("compiled.csv")
 
@@ -54,18 +57,23 @@ def _compiled(name: str) -> list[dict[str, Any]]:
 
     kernel, seen, found = kernel_named(name), set(), []
     for dtype, inputs in variants(kernel):
-        for rows in sorted({size.rows for size in kernel.bench}, reverse=True):
-            for outputs, length in SHAPES if dtype != "bfloat16" else SHAPES[:1]:
-                size = kernel.bench[0]._replace(rows=rows, outputs=outputs, inputs=length)
-                launch = kernel.plan(*inputs(size, 0, "cpu"))
-                mark = fingerprint(launch)
-                if mark in seen:
-                    continue
-                seen.add(mark)
-                key = {"kernel": name, "size": str(size), "dtype": dtype, "triton": triton.__version__}
-                for code in (compiled(launch, architecture) for architecture in ARCHITECTURES):
-                    found.append(key | asdict(code) | {"slots_per_weight": round(code.slots_per_weight, 3)})
+        for size in kernel.compile or _product_sizes(kernel, dtype):
+            launch = kernel.plan(*inputs(size, 0, "cpu"))
+            mark = fingerprint(launch)
+            if mark in seen:
+                continue
+            seen.add(mark)
+            key = {"kernel": name, "size": str(size), "dtype": dtype, "triton": triton.__version__}
+            for code in (compiled(launch, architecture) for architecture in ARCHITECTURES):
+                found.append(key | asdict(code) | {"slots_per_weight": round(code.slots_per_weight, 3)})
     return found
+
+
+def _product_sizes(kernel: "Kernel", dtype: str) -> list["Size"]:
+    """Every number of rows in the bench, at both shapes; how partial sums are added does not depend on `dtype`."""
+    shapes = SHAPES if dtype != "bfloat16" else SHAPES[:1]
+    rows = sorted({size.rows for size in kernel.bench}, reverse=True)
+    return [kernel.bench[0]._replace(rows=m, outputs=n, inputs=k) for m in rows for n, k in shapes]
 
 
 def _main(jobs: int, names: list[str]) -> None:

@@ -32,7 +32,8 @@ def test_counts() -> None:
 
 
 def test_code_without_a_loop() -> None:
-    assert counts("REG:8 STACK:0\n /*0000*/ EXIT ;")["loop_instructions"] == 0
+    straight = counts("REG:8 STACK:0\n /*0000*/ MOV R1, R2 ;\n /*0010*/ EXIT ;\n /*0020*/ BRA 0x20 ;")
+    assert straight["loop_instructions"] == straight["instructions"] == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only where there is no GPU")
