@@ -55,6 +55,9 @@ def product(
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WHOLE_K: tl.constexpr,
+    WHOLE_N: tl.constexpr,
 ):
     """See the module's docstring."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -63,32 +66,53 @@ def product(
     split = tl.program_id(2)
     share = tl.cdiv(tiles, SPLITS)
     known = n < columns
+    taken = (m < M)[:, None]
+    final = tl.cdiv(tiles * (PIECES * ROWS), GROUP) - 1
+    s, shift = SIDE(scale, extra, min(split * share * (PIECES * ROWS) // GROUP, final), n, columns, known)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for t in tl.range(split * share, min(tiles, (split + 1) * share), num_stages=STAGES):
         at = words + (t * (PLANES * ROWS) + r)[:, None] * columns + n[None, :]
-        a = tl.load(at, mask=known[None, :], other=0, eviction_policy="evict_first")
+        a = once(at, known, WHOLE_N)
         b = a
         c = a
         if PLANES == 3:
-            b = tl.load(at + ROWS * columns, mask=known[None, :], other=0, eviction_policy="evict_first")
-            c = tl.load(at + 2 * ROWS * columns, mask=known[None, :], other=0, eviction_policy="evict_first")
+            b = once(at + ROWS * columns, known, WHOLE_N)
+            c = once(at + 2 * ROWS * columns, known, WHOLE_N)
         for run in tl.static_range(PIECES // RUN):
-            group = (t * (PIECES * ROWS) + run * (RUN * ROWS)) // GROUP
-            s, shift = SIDE(scale, extra, group, n, columns, known)
+            # the next run's scale: here, its load has a run's time to arrive
+            ahead = min((t * PIECES + (run + 1) * RUN) * ROWS // GROUP, final)
+            s_ahead, shift_ahead = SIDE(scale, extra, ahead, n, columns, known)
             sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # sums of the activations alone
             for i in tl.static_range(RUN):
-                k = t * (PIECES * ROWS) + (run * RUN + i) * ROWS + r
-                inside = (m < M)[:, None] & (k < K)[None, :]
-                tokens = tl.load(x + m[:, None] * x_stride + k[None, :], mask=inside, other=0)
-                weights = DECODE(a, b, c, shift, table, run * RUN + i, DTYPE)
-                sums = tl.dot(activations(tokens, DTYPE), weights, sums)
+                k = (t * PIECES + run * RUN + i) * ROWS + r
+                inside = taken if WHOLE_K else taken & (k < K)[None, :]
+                loaded = tl.load(x + m[:, None] * x_stride + k[None, :], mask=inside, other=0)
+                tokens = activations(loaded, DTYPE)
+                sums = tl.dot(tokens, DECODE(a, b, c, shift, table, run * RUN + i, DTYPE), sums)
+                if OFFSET:  # the compiler sees that all columns are equal and multiplies eight
+                    plain = tl.dot(tokens, tl.full([ROWS, BLOCK_N], 1, DTYPE), plain)
+            if OFFSET:
+                sums += plain * shift[None, :]
             total += sums * s[None, :]
+            s = s_ahead
+            shift = shift_ahead
     total *= factor
     whole = (m < M)[:, None] & (n < N)[None, :]
     if SPLITS == 1:
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=whole)
     else:
         finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS)
+
+
+@triton.jit
+def once(at, known, WHOLE: tl.constexpr):
+    """Words that nobody else will read."""
+    if WHOLE:
+        words = tl.load(at, eviction_policy="evict_first")
+    else:
+        words = tl.load(at, mask=known[None, :], other=0, eviction_policy="evict_first")
+    return words
 
 
 @triton.jit
@@ -126,14 +150,14 @@ def shifted(words, BY: tl.constexpr):
 
 @triton.jit
 def raised(words, MASK: tl.constexpr, MAGIC: tl.constexpr):
-    """(words & MASK) | MAGIC, two words in one operation.
+    """(words & MASK) ^ MAGIC, two words in one operation.
 
     An instruction has room for one constant. The compiler would load the other anew before each use; it keeps one that
     it cannot compute, so the mask is said to depend on the grid's third index, which is below 2^16.
     """
     if INTERPRETED:
-        return (words & MASK) | MAGIC
-    known: tl.constexpr = f"or.b32 mask, mask, {MASK * 0x10001:#x}; lop3.b32 $0, $1, mask, {MAGIC * 0x10001:#x}, 0xea;"
+        return (words & MASK) ^ MAGIC
+    known: tl.constexpr = f"or.b32 mask, mask, {MASK * 0x10001:#x}; lop3.b32 $0, $1, mask, {MAGIC * 0x10001:#x}, 0x6a;"
     asm: tl.constexpr = f"{{ .reg .b32 mask; mov.u32 mask, %ctaid.z; shr.u32 mask, mask, 16; {known} }}"
     return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
 
@@ -165,10 +189,12 @@ def plan(
     extra: torch.Tensor | None = None,
     table: torch.Tensor | None = None,
     factor: float = 1.0,
+    offset: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Launch:
     """The launch that multiplies x (M, inputs) with packed weights; `dtype` of the output is that of x unless given.
 
+    With `offset`, what `side` gives beside the scale is float32 and added to every weight of the group, before the scale.
     Raises `ValueError` where `group` and the layout's tile do not fit: groups must be multiples of `layout.rows`.
     """
     rows, inputs = x.shape
@@ -185,6 +211,7 @@ def plan(
     constants = {
         "DECODE": decode, "SIDE": side, "DTYPE": triton_type(x.dtype), "PLANES": layout.planes,
         "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group, "RUN": run_of(layout, group),
+        "OFFSET": offset, "WHOLE_K": inputs == tiles * layout.inputs,
     }  # fmt: skip
     choice = choices.default(rows, columns, outputs, tiles, multiprocessors(x.device))
     return _launch(arguments, constants, choice)
@@ -197,7 +224,8 @@ def candidates(launch: Launch) -> tuple[Launch, ...]:
     """
     if launch.function is not product:
         return (launch,)
-    known, constants = launch.arguments, launch.constants
+    known: Mapping[str, Any] = launch.arguments
+    constants = launch.constants
     first = choices.Choice(
         constants["BLOCK_M"], constants["BLOCK_N"], constants["SPLITS"], launch.num_warps, constants["STAGES"]
     )
@@ -221,7 +249,7 @@ def _launch(arguments: Mapping[str, Any], constants: Mapping[str, Any], choice: 
         },
         constants={
             **constants, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "SPLITS": choice.splits,
-            "STAGES": choice.stages,
+            "STAGES": choice.stages, "WHOLE_N": arguments["columns"] % choice.block_n == 0,
         },
         output=out,
         loop_bytes=2 * words,

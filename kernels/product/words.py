@@ -81,8 +81,9 @@ def per_group(values: torch.Tensor, layout: Layout, inputs: int, group: int) -> 
 def from_words(words: torch.Tensor, layout: Layout, outputs: int, inputs: int) -> torch.Tensor:
     """The inverse of `to_words`: int32 codes (outputs, inputs)."""
     wide = words.to(torch.int32) & 0xFFFF
+    zero = torch.zeros_like(wide[:, 0])
     pieces = [
-        sum((((wide[:, plane] >> shift) & mask) << at for plane, shift, mask, at in fields(layout, piece)), start=0)
+        sum((((wide[:, plane] >> shift) & mask) << at for plane, shift, mask, at in fields(layout, piece)), start=zero)
         for piece in range(layout.pieces)
     ]
     return torch.stack(pieces, 1).reshape(-1, words.shape[3])[:inputs, :outputs].T.contiguous()
