@@ -1,0 +1,199 @@
+"""How fast the kernels are, beside yardsticks and peers in the same run.
+
+Everything of one shape is made ready, checked against its reference, captured in a CUDA graph that calls it on one copy
+of its weights after another - so many that no cache holds them -, and then replayed in turns, in another order every
+round. What is reported is the median of a call and its quartiles. So all see the same clocks and temperatures, launches
+cost what they cost in a served model, and weights come from memory.
+
+A budget of seconds is kept: shapes that targets are about come first, tuning ends when a shape has used half of its
+share, and what is left undone at the end is said to be so.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from statistics import median, quantiles
+from typing import TypeVar
+
+from kernels.check import excess_of, variants
+from kernels.contender import Contender
+from kernels.kernel import Kernel, Size
+from kernels.peers import PEERS, Absent, Peer
+from kernels.results import Absence, Agreement, Results, Shape, Timing
+from kernels.targets import LARGE, TARGETS
+from kernels.tuning import Entry, Machine, contender, rotated
+from kernels.yardsticks import YARDSTICKS, Yardstick
+
+ROUNDS = 100  # the median of so many has a standard error of an eighth of one replay's
+TURNS = 2  # through the copies in a replay: 1 GB on an H200, 0.2 ms, hundreds of times the resolution of its events
+WEIGHT = 4  # of a shape with `LARGE` weights in the budget, beside 1 of others
+SLOW_SECONDS = 60  # that must be left for a peer that tunes or compiles itself
+Progress = Callable[[str], None]
+Builds = list[tuple[str, str, Callable[[], Contender]]]  # name, type of activations, and what makes it
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A contender whose result is right, `error` of what is allowed, and its graph, which makes `calls` calls."""
+
+    contender: Contender
+    error: float
+    replay: Callable[[], None]
+    calls: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    machine: Machine
+    seed: int
+    end: float  # on the machine's clock
+    absences: list[Absence] = field(default_factory=list)
+
+    def attempt(self, name: str, shape: Shape, dtype: str, build: Callable[[], T]) -> T | None:
+        """What `build` makes; where it cannot, or there is no time left, an absence."""
+        try:
+            if self.machine.now() >= self.end:
+                raise Absent("no time was left")
+            return build()
+        except Absent as absent:
+            reason = str(absent)
+        except Exception as error:  # of drivers, compilers and other people's packages: recorded, not hidden
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.absences.append(Absence(name=name, shape=shape, dtype=dtype, reason=reason))
+        return None
+
+
+def measure(
+    kernels: Sequence[Kernel],
+    machine: Machine,
+    *,
+    budget_seconds: float,
+    command: str,
+    seed: int = 0,
+    agreements: Iterable[Agreement] = (),
+    sanitizer: str = "not asked for",
+    peers: Sequence[Peer] = PEERS,
+    yardsticks: Sequence[Yardstick] = YARDSTICKS,
+    rounds: int = ROUNDS,
+    progress: Progress = lambda text: None,
+) -> Results:
+    """Time `kernels` at their bench sizes beside yardsticks and `peers`, for `budget_seconds`.
+
+    Activations of the first type that a row makes are timed at every size, others at those of `LARGE` weights. No step
+    is begun after the budget; the longest, a peer that compiles itself, needs `SLOW_SECONDS` of it to be left.
+    """
+    started, facts = machine.now(), machine.facts()
+    run = _Run(machine=machine, seed=seed, end=started + budget_seconds)
+    plan, timings = planned(kernels), []
+    for at, (shape, entries) in enumerate(plan):
+        progress(f"{shape}: {len(entries)} kernels")
+        share = _weight(*plan[at]) / sum(_weight(*item) for item in plan[at:])
+        now = machine.now()
+        ready = _ready(run, shape, entries, peers, yardsticks, tune_until=now + (run.end - now) * share / 2)
+        timings += timed(ready, machine, rounds, seed)
+        del ready
+        machine.release()
+    after = {f"{name}, after": value for name, value in machine.facts().items() if facts.get(name) != value}
+    return Results(
+        device=machine.name, facts=facts | after, versions=machine.versions(), command=command,
+        when=datetime.now(UTC).isoformat(timespec="seconds"), seed=seed, seconds=round(machine.now() - started, 1),
+        timings=tuple(timings), absences=tuple(run.absences), agreements=tuple(agreements), sanitizer=sanitizer,
+    )  # fmt: skip
+
+
+def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape, list[Entry]]]:
+    """The shapes of products with what is timed at each: those of targets first, then in the order of the rows."""
+    found: dict[Shape, list[Entry]] = {}
+    for kernel in kernels:
+        for size in (size for size in kernel.bench if isinstance(size, Size)):
+            for nth, (dtype, inputs) in enumerate(variants(kernel)):
+                entry = Entry(kernel=kernel, size=size, dtype=dtype, inputs=inputs)
+                if nth == 0 or _large(entry.shape):
+                    found.setdefault(entry.shape, []).append(entry)
+    rows = {target.rows for target in TARGETS}
+    return sorted(found.items(), key=lambda item: not (_large(item[0]) and item[0].rows in rows))
+
+
+def _large(shape: Shape) -> bool:
+    return shape.outputs * shape.inputs >= LARGE
+
+
+def _weight(shape: Shape, entries: Sequence[Entry]) -> int:
+    return (WEIGHT if _large(shape) else 1) * len(entries)
+
+
+def _ready(
+    run: _Run,
+    shape: Shape,
+    entries: Sequence[Entry],
+    peers: Sequence[Peer],
+    yardsticks: Sequence[Yardstick],
+    tune_until: float,
+) -> list[Ready]:
+    """Everything that is timed at a shape: its graph is there and its result right. For the rest there are absences."""
+    machine, rotated_bytes = run.machine, run.machine.rotated_bytes
+    made = [
+        run.attempt(
+            entry.kernel.name, shape, entry.dtype, partial(rotated, entry, run.seed, machine.device, rotated_bytes)
+        )
+        for entry in entries
+    ]
+    there = [one for one in made if one is not None]
+    machine.prepare(one.launches[0] for one in there)
+    builds: Builds = [
+        (one.entry.kernel.name, one.entry.dtype, partial(contender, one, machine, run.seed, tune_until))
+        for one in there
+    ]
+    arguments = (shape, run.seed, machine.device, rotated_bytes)
+    yards: Builds = [(name, "", partial(build, *arguments)) for name, build in yardsticks]
+    names = {entry.kernel.name for entry in entries}
+    beside: Builds = [
+        (peer.name, "", partial(_peer, peer, run, arguments)) for peer in peers if names & set(peer.beside)
+    ]
+    ready = [run.attempt(name, shape, dtype, partial(_checked, build, machine))
+             for name, dtype, build in (*yards, *builds, *beside)]  # fmt: skip
+    return [one for one in ready if one is not None]
+
+
+def _peer(peer: Peer, run: _Run, arguments: tuple[Shape, int, str, int]) -> Contender:
+    shape = arguments[0]
+    if peer.slow:
+        if not any(peer.name == t.against and t.rows == shape.rows for t in TARGETS) or not _large(shape):
+            raise Absent("it tunes or compiles itself for long: only at shapes of its targets")
+        if run.end - run.machine.now() < SLOW_SECONDS:
+            raise Absent(f"it tunes or compiles itself for long, and less than {SLOW_SECONDS} s were left")
+    return peer.build(*arguments)
+
+
+def _checked(build: Callable[[], Contender], machine: Machine) -> Ready:
+    """Raises `Absent` for a contender whose result is not what its reference says."""
+    made = build()
+    error = 0.0 if made.reference is None else excess_of(made.calls[0](), made.reference, made.tolerance)
+    if not error <= 1:
+        raise Absent(f"its result is off by {error:.3g} times what is allowed: not timed")
+    calls = made.calls * TURNS
+    return Ready(contender=made, error=error, replay=machine.capture(calls), calls=len(calls))
+
+
+def timed(ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> list[Timing]:
+    """Replay all of them `rounds` times, in turns, in an order drawn anew each round."""
+    draw, order = random.Random(seed), list(range(len(ready)))
+    seconds: list[list[float]] = [[] for _ in ready]
+    for _ in range(rounds if ready else 0):
+        draw.shuffle(order)
+        for k, taken in zip(order, machine.seconds([ready[k].replay for k in order]), strict=True):
+            seconds[k].append(taken / ready[k].calls)
+    return [_timing(one, taken) for one, taken in zip(ready, seconds, strict=True)]
+
+
+def _timing(ready: Ready, seconds: Sequence[float]) -> Timing:
+    made = ready.contender
+    lower, _, upper = quantiles(seconds, n=4, method="inclusive")
+    return Timing(
+        name=made.name, shape=made.shape, dtype=made.dtype, median_seconds=median(seconds), lower_seconds=lower,
+        upper_seconds=upper, replays=len(seconds), copies=len(made.calls), bytes_moved=made.bytes_moved,
+        error=ready.error, launch=made.launch,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""What a bench found, as values that go to a file and come back: no torch, so that reports can read them.
+
+Times are of one call inside a CUDA graph: the medians and quartiles over replays. Calls of one shape, the yardsticks
+among them, were timed in turns in the same run, so that their ratios are of one clock and one temperature.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+COPY, READ, DENSE = "copy", "read", "bf16"  # yardsticks: see `kernels.yardsticks`
+
+
+class Shape(NamedTuple):
+    """Of a product: `rows` of activations times weights (`outputs`, `inputs`)."""
+
+    rows: int
+    outputs: int
+    inputs: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.outputs} x {self.inputs}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """A call of a kernel, a peer or a yardstick (`name`), with activations of `dtype`, beside others of its shape.
+
+    `bytes_moved` are what the call must at least read and write; `error` is the largest error of its result in units
+    of what is allowed; `launch` says which of a kernel's launches was the fastest, of how many tried.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    median_seconds: float
+    lower_seconds: float  # quartiles
+    upper_seconds: float
+    replays: int
+    copies: int  # of the weights, in turns, so that the cache holds none of them
+    bytes_moved: int
+    error: float
+    launch: str = ""
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes in a second."""
+        return self.bytes_moved / self.median_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """What was not timed, and why; `shape` is None where it holds for all."""
+
+    name: str
+    reason: str
+    shape: Shape | None = None
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """A kernel against its reference on several random inputs; `excess` is the largest error over what is allowed."""
+
+    kernel: str
+    size: str
+    dtype: str
+    inputs: int
+    excess: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """A run: on what, with what, by which command, and what came out.
+
+    `facts` are what the device and its driver say of themselves, the clocks before and after among them. `when` is in
+    UTC.
+    """
+
+    device: str
+    facts: Mapping[str, str]
+    versions: Mapping[str, str]
+    command: str
+    when: str
+    seed: int
+    seconds: float
+    timings: tuple[Timing, ...] = ()
+    absences: tuple[Absence, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    sanitizer: str = "not asked for"
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """All of it, as text that `from_json` reads back."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Results":
+        """The inverse of `to_json`. Raises `ValueError` for text that is none of its."""
+        try:
+            found = json.loads(text)
+            parts: dict[str, Any] = {
+                "timings": tuple(Timing(**_shaped(row)) for row in found.pop("timings")),
+                "absences": tuple(Absence(**_shaped(row)) for row in found.pop("absences")),
+                "agreements": tuple(Agreement(**row) for row in found.pop("agreements")),
+                "notes": tuple(found.pop("notes")),
+            }
+            return Results(**found, **parts)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not the results of a bench: {error!r}") from error
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes with timings, as they were measured."""
+        return tuple(dict.fromkeys(timing.shape for timing in self.timings))
+
+    def of(self, shape: Shape) -> tuple[Timing, ...]:
+        """The timings of a shape."""
+        return tuple(timing for timing in self.timings if timing.shape == shape)
+
+    def find(self, name: str, shape: Shape, dtype: str | None = None) -> Timing | None:
+        """The first timing of `name`, with `dtype` if one is asked for."""
+        return next((t for t in self.of(shape) if t.name == name and dtype in (None, t.dtype)), None)
+
+
+def _shaped(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"shape": None if row["shape"] is None else Shape(*row["shape"])}

@@ -1,0 +1,119 @@
+"""A kernel on copies of its weights, and which of its launches is the fastest on a machine."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+from kernels.contender import Contender, copied, n_bytes, n_copies
+from kernels.kernel import Kernel, Size
+from kernels.launch import Launch
+from kernels.product.triton import candidates
+from kernels.results import Shape
+
+TRIED = 8  # launches: the best of 8 random ones is among the best quarter nine times of ten (1 - 0.75^8)
+ROUNDS = 5  # for a first look; what is chosen is timed anew, so that luck here is not reported
+
+
+class Machine(Protocol):
+    """What times are taken on: `kernels.gpu.Gpu`, where each of these is explained, or a test's own."""
+
+    device: str
+    name: str
+    rotated_bytes: int
+
+    def now(self) -> float: ...  # noqa: D102
+    def prepare(self, launches: Iterable[Launch]) -> None: ...  # noqa: D102
+    def capture(self, calls: Sequence[Callable[[], object]]) -> Callable[[], None]: ...  # noqa: D102
+    def seconds(self, replays: Sequence[Callable[[], None]]) -> list[float]: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
+    def facts(self) -> dict[str, str]: ...  # noqa: D102
+    def versions(self) -> dict[str, str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A kernel at a size, with activations of one type."""
+
+    kernel: Kernel
+    size: Size
+    dtype: str
+    inputs: Callable[[Any, int, str], tuple[Any, ...]]
+
+    @property
+    def shape(self) -> Shape:
+        """What it shares with its peers: all but the group."""
+        return Shape(self.size.rows, self.size.outputs, self.size.inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotated:
+    """An entry with its default launch on each copy of the weights; `arguments` are those of the first."""
+
+    entry: Entry
+    arguments: tuple[Any, ...]
+    launches: tuple[Launch, ...]
+
+
+def rotated(entry: Entry, seed: int, device: str, rotated_bytes: int) -> Rotated:
+    """Make the inputs and as many copies as the cache cannot hold: of all arguments but the first, the activations."""
+    x, *weights = entry.inputs(entry.size, seed, device)
+    nbytes = sum(map(n_bytes, weights))
+    others = (map(copied, weights) for _ in range(n_copies(nbytes, rotated_bytes) - 1))
+    launches = tuple(entry.kernel.plan(x, *copy) for copy in (weights, *others))
+    return Rotated(entry=entry, arguments=(x, *weights), launches=launches)
+
+
+def contender(made: Rotated, machine: Machine, seed: int, until: float) -> Contender:
+    """The kernel with the fastest launch that was found before `until`, ready to be timed beside others."""
+    kernel, entry = made.entry.kernel, made.entry
+    launches, said = tuned(made.launches, machine, seed, until)
+    return Contender(
+        name=kernel.name, shape=entry.shape, dtype=entry.dtype, calls=tuple(launch.run for launch in launches),
+        bytes_moved=kernel.bytes_moved(*made.arguments), reference=kernel.reference(*made.arguments),
+        tolerance=kernel.tolerance, launch=said,
+    )  # fmt: skip
+
+
+def tuned(launches: Sequence[Launch], machine: Machine, seed: int, until: float) -> tuple[Sequence[Launch], str]:
+    """The fastest of `TRIED` alternatives of the same calls, the default among them, and which that is.
+
+    Alternatives are drawn at random, as neighbors are alike. One that the device refuses, for want of shared memory or
+    registers, drops out.
+    """
+    options = candidates(launches[0])
+    chosen = [0, *random.Random(seed).sample(range(1, len(options)), min(TRIED, len(options)) - 1)]
+    if len(chosen) == 1 or machine.now() >= until:
+        return launches, f"default of {len(options)}, not tuned"
+    machine.prepare(options[k] for k in chosen)
+    best: tuple[float, int, Sequence[Launch]] | None = None
+    tried = 0
+    for k in chosen:
+        if tried and machine.now() >= until:
+            break
+        calls = launches if k == 0 else [candidates(launch)[k] for launch in launches]
+        seconds = _first_look(calls, machine)
+        tried += seconds is not None
+        if seconds is not None and (best is None or seconds < best[0]):
+            best = seconds, k, calls
+    if best is None:
+        raise ValueError(f"none of {len(chosen)} launches ran")
+    return best[2], f"{described(best[2][0], options)}; best of {tried} of {len(options)}"
+
+
+def _first_look(calls: Sequence[Launch], machine: Machine) -> float | None:
+    try:
+        replay = machine.capture([call.run for call in calls])
+        return median(machine.seconds([replay] * ROUNDS))
+    except Exception as error:  # Triton's errors of resources have no common base
+        if "out of resource" in str(error):
+            return None
+        raise
+
+
+def described(launch: Launch, among: Sequence[Launch]) -> str:
+    """The constants and options in which `launch` can differ from others: `BLOCK_N 128, SPLITS 4, num_warps 8`."""
+    said = {**launch.constants, **launch.options}
+    others = [{**other.constants, **other.options} for other in among]
+    return ", ".join(f"{name} {said[name]}" for name in said if len({str(other[name]) for other in others}) > 1)

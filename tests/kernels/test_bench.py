@@ -1,0 +1,416 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from kernels import bench, peers, tuning, yardsticks
+from kernels.contender import copied, n_bytes, n_copies, rotated_bytes
+from kernels.gpu import Gpu
+from kernels.kernel import Kernel, Size
+from kernels.results import COPY, DENSE, READ, Absence, Agreement, Results, Shape, Timing
+from kernels.table import KERNELS, kernel_named
+from kernels.targets import LARGE, TARGETS, Target, verdict
+
+SMALL = tuple(
+    (name, partial(build, buffer=1 << 12) if name != DENSE else build) for name, build in yardsticks.YARDSTICKS
+)
+SIZE = Size(1, 16, 64, 32)
+
+
+class Machine:
+    """Every step takes a second of a clock that nothing else moves; replay k takes (k + 1) ms, and a ms more each round."""
+
+    device, name, rotated_bytes = "cpu", "a clock", 6000
+
+    def __init__(self):
+        self.clock, self.captured, self.orders, self.prepared = 0.0, [], [], []
+
+    def now(self):
+        return self.clock
+
+    def prepare(self, launches):
+        self.prepared.append(list(launches))
+        self.clock += 1
+
+    def capture(self, calls):
+        self.clock += 1
+        self.captured.append(list(calls))
+        return partial(int, len(self.captured) - 1)
+
+    def seconds(self, replays):
+        self.clock += 1
+        self.orders.append([replay() for replay in replays])
+        return [(k + 1 + len(self.orders)) / 1e3 for k in self.orders[-1]]
+
+    def release(self):
+        pass
+
+    def facts(self):
+        return {"sm clock": f"{1000 + self.clock:.0f} MHz", "driver": "1"}
+
+    def versions(self):
+        return {"torch": "2"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    matrix: torch.Tensor
+    scale: float
+
+
+def toy(name="toy", bench=(SIZE,), wrong=0.0, error=None):
+    """A product in plain torch in the dress of a kernel."""
+
+    def inputs(size, seed, device):
+        draw = torch.Generator(device).manual_seed(seed)
+        matrix = torch.randn(size.outputs, size.inputs, generator=draw)
+        return torch.randn(size.rows, size.inputs, generator=draw), Weights(matrix, 2.0)
+
+    def plan(x, weights):
+        if error:
+            raise error
+        output = torch.empty(x.shape[0], weights.matrix.shape[0])
+        return SimpleNamespace(
+            run=lambda: x @ weights.matrix.T * (weights.scale + wrong),
+            outputs=(output,),
+            function=None,
+            weights=weights,
+        )
+
+    def reference(x, weights):
+        return x.double() @ weights.matrix.double().T * weights.scale
+
+    return Kernel(name=name, reference=reference, kernel=lambda *a: plan(*a).run(), plan=plan, inputs=inputs, check=(),
+                  bench=bench, tolerance=1e-5)  # fmt: skip
+
+
+def measured(*kernels, machine=None, budget=1e6, **how):
+    how = {"peers": (), "yardsticks": SMALL, "rounds": 5, "command": "x"} | how
+    return bench.measure(kernels, machine or Machine(), budget_seconds=budget, **how)
+
+
+def test_weights_in_turns_are_more_than_a_cache_holds():
+    assert rotated_bytes(60 << 20) == 480 << 20 and rotated_bytes(1 << 20) == 180_000_000
+    assert [n_copies(n, 100) for n in (0, 1, 33, 50, 99, 100, 1000)] == [100, 100, 4, 2, 2, 1, 1]
+
+
+def test_copies_have_the_same_content_elsewhere():
+    x, weights = toy().inputs(SIZE, 0, "cpu")
+    other = copied(weights)
+    assert torch.equal(other.matrix, weights.matrix) and other.matrix.data_ptr() != weights.matrix.data_ptr()
+    assert n_bytes(weights) == weights.matrix.nbytes == 4096 and n_bytes(x) == 256
+
+
+def test_every_copy_of_the_weights_has_its_launch_and_its_turns_in_the_graph():
+    machine = Machine()
+    entry = tuning.Entry(kernel=toy(), size=SIZE, dtype="", inputs=toy().inputs)
+    made = tuning.rotated(entry, 0, "cpu", 3 * 4096)
+    pointers = [launch.weights.matrix.data_ptr() for launch in made.launches]
+    assert len(set(pointers)) == 3
+    contender = tuning.contender(made, machine, 0, until=0.0)
+    bench._checked(lambda: contender, machine)
+    assert machine.captured == [list(contender.calls) * bench.TURNS]
+    assert contender.calls == tuple(launch.run for launch in made.launches)
+
+
+def test_everything_of_a_shape_is_replayed_in_turns_in_an_order_of_its_own_each_round():
+    machine, again = Machine(), Machine()
+    found = measured(toy(), toy("other"), machine=machine, rounds=20)
+    assert [t.name for t in found.timings] == [COPY, READ, DENSE, "toy", "other"]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in machine.orders) and len(machine.orders) == 20
+    assert len({tuple(order) for order in machine.orders}) > 10
+    measured(toy(), toy("other"), machine=again, rounds=20)
+    assert again.orders == machine.orders
+
+
+def test_times_are_medians_and_quartiles_of_one_call():
+    found = {t.name: t for t in measured(toy(), rounds=5).timings}
+    # replay k takes k + 2, .. k + 6 ms
+    for k, name in enumerate((COPY, READ, DENSE, "toy")):
+        timing = found[name]
+        n = bench.TURNS * timing.copies * 1e3
+        assert timing.median_seconds == pytest.approx((k + 4) / n)
+        assert (timing.lower_seconds, timing.upper_seconds) == pytest.approx(((k + 3) / n, (k + 5) / n))
+        assert timing.replays == 5
+    assert [found[name].copies for name in (COPY, READ, DENSE, "toy")] == [1, 1, 3, 2]
+    assert found["toy"].bytes_moved == 4096 + 256 + 64
+    assert found["toy"].bandwidth == pytest.approx((4096 + 256 + 64) * 2 * bench.TURNS / 7e-3)
+
+
+def test_what_computes_something_else_is_not_timed():
+    found = measured(toy(wrong=0.1), toy("right"))
+    assert [t.name for t in found.timings] == [COPY, READ, DENSE, "right"]
+    (absence,) = found.absences
+    assert absence.name == "toy" and "off by" in absence.reason and absence.shape == Shape(1, 16, 64)
+
+
+def test_what_fails_is_said_with_its_reason_and_stops_nothing_else():
+    found = measured(toy(error=RuntimeError("out\nof luck")), toy("right"))
+    assert [a.reason for a in found.absences] == ["RuntimeError: out of luck"]
+    assert found.find("right", Shape(1, 16, 64))
+
+
+def test_the_budget_is_kept_and_what_is_left_is_named():
+    sizes = tuple(Size(1, 16, 64 * k, 32) for k in range(1, 9))
+    machine = Machine()
+    found = measured(toy(bench=sizes), machine=machine, budget=30.0)
+    assert 0 < len(found.shapes) < len(sizes)
+    longest = 1 + 5  # a round after everything is ready is a step of the fake clock
+    assert found.seconds == machine.clock <= 30 + longest
+    late = [a for a in found.absences if a.reason == "no time was left"]
+    assert {a.shape for a in late if a.name == "toy"} == {Shape(*s[:3]) for s in sizes[len(found.shapes) :]}
+
+
+def test_shapes_of_targets_come_first_and_there_all_types_of_activations():
+    big, small, tall = Size(1, 28672, 8192), Size(1, 2048, 2048), Size(3, 28672, 8192)
+    row = replace(kernel_named("w4a16-gemv"), bench=(small, tall, big))
+    plan = bench.planned([row, toy(bench=(small,))])
+    assert [shape for shape, _ in plan] == [Shape(*size[:3]) for size in (big, small, tall)]
+    assert [[e.dtype for e in entries] for _, entries in plan] == [
+        ["float16", "bfloat16"], ["float16", ""], ["float16", "bfloat16"]]  # fmt: skip
+
+
+def test_facts_that_changed_are_told_twice():
+    facts = measured(toy()).facts
+    assert facts["sm clock"] == "1000 MHz" and facts["sm clock, after"] != "1000 MHz"
+    assert facts["driver"] == "1" and "driver, after" not in facts
+
+
+def integers():
+    row = kernel_named("w4a16-gemv")
+    size = Size(1, 200, 512, 64)
+    entry = tuning.Entry(kernel=row, size=size, dtype="float16", inputs=partial(row.inputs, dtype=torch.float16))
+    return tuning.rotated(entry, 0, "cpu", 1 << 17)
+
+
+class Tuned(Machine):
+    """The graph of the fifth launch that is tried is the fastest; that of the third one needs too much."""
+
+    def capture(self, calls):
+        replay = super().capture(calls)
+        if len(self.captured) == 3:
+            raise RuntimeError("out of resource: shared memory, Required: 300000, Hardware limit: 232448")
+        return replay
+
+    def seconds(self, replays):
+        super().seconds(replays)
+        return [1.0 if replay() != 4 else 0.5 for replay in replays]
+
+
+def test_tuning_takes_the_fastest_launch_on_every_copy_and_says_which():
+    machine, made = Tuned(), integers()
+    launches, said = tuning.tuned(made.launches, machine, 0, until=1e9)
+    assert len(machine.captured) == tuning.TRIED
+    assert [call.__self__ for call in machine.captured[4]] == list(launches) and len(launches) == len(made.launches) > 1
+    (ahead,) = machine.prepared
+    assert len(ahead) == tuning.TRIED and len({str(launch.constants) + str(launch.options) for launch in ahead}) == 8
+    options = len(tuning.candidates(made.launches[0]))
+    assert said.endswith(f"best of 7 of {options}") and f"BLOCK_N {launches[0].constants['BLOCK_N']}" in said
+    chosen = tuning.contender(made, Tuned(), 0, until=1e9)
+    assert bench._checked(lambda: chosen, Machine()).error <= 1
+
+
+def test_tuning_ends_in_time_and_without_any_the_default_stays():
+    machine, made = Tuned(), integers()
+    launches, said = tuning.tuned(made.launches, machine, 0, until=4.0)  # preparing, two steps, two steps
+    assert len(machine.captured) == 2 and "best of 2" in said
+    machine = Machine()
+    assert tuning.tuned(made.launches, machine, 0, until=0.0)[0] is made.launches and not machine.captured
+    assert "not tuned" in tuning.tuned(made.launches, machine, 0, until=0.0)[1]
+
+
+class Broken(Machine):
+    def capture(self, calls):
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_launch_that_fails_for_another_reason_is_not_passed_over():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tuning.tuned(integers().launches, Broken(), 0, until=1e9)
+
+
+def peer(name, build, beside=("toy",), slow=False):
+    return peers.Peer(name=name, beside=beside, build=build, slow=slow)
+
+
+def nothing(*_):
+    raise peers.Absent("not today")
+
+
+def dense(shape, *rest):
+    return replace(yardsticks.dense(shape, *rest), name="there")
+
+
+def test_peers_are_timed_beside_their_kernels_and_absent_ones_named():
+    others = (peer("gone", nothing), peer("there", dense), peer("elsewhere", dense, beside=("other",)))
+    found = measured(toy(), peers=others)
+    assert [t.name for t in found.timings] == [COPY, READ, DENSE, "toy", "there"]
+    assert [(a.name, a.reason) for a in found.absences] == [("gone", "not today")]
+
+
+def test_slow_peers_are_measured_at_shapes_of_their_targets_alone_and_with_time_to_spare():
+    gemlite, shape = peer("gemlite", lambda *_: "made", slow=True), Shape(1, 28672, 8192)
+    run = bench._Run(machine=Machine(), seed=0, end=100.0)
+    assert bench._peer(gemlite, run, (shape, 0, "cpu", 1)) == "made"
+    for other in (Shape(1, 4096, 4096), Shape(2, 28672, 8192)):
+        with pytest.raises(peers.Absent, match="only at shapes of its targets"):
+            bench._peer(gemlite, run, (other, 0, "cpu", 1))
+    run.machine.clock = 50.0
+    with pytest.raises(peers.Absent, match="less than 60 s"):
+        bench._peer(gemlite, run, (shape, 0, "cpu", 1))
+
+
+def test_bitsandbytes_is_called_as_it_wants_to_be():
+    made = peers.bitsandbytes(Shape(1, 64, 128), 0, "cpu", 10_000)
+    assert len(made.calls) == 3 and made.bytes_moved == 64 * 64 + 4 * 128 + 256 + 128
+    assert bench._checked(lambda: made, Machine()).error < 1
+
+
+def test_operations_of_aten_are_there_with_the_arguments_they_are_called_with():
+    convert, multiply = torch.ops.aten._convert_weight_to_int4pack, torch.ops.aten._weight_int4pack_mm
+    assert str(convert.default._schema).endswith("(Tensor self, int innerKTiles) -> Tensor")
+    assert str(multiply.default._schema).endswith(
+        "(Tensor self, Tensor mat2, int qGroupSize, Tensor qScaleAndZeros) -> Tensor"
+    )
+    with FakeTensorMode():
+        packed = convert(torch.empty(64, 128, dtype=torch.uint8, device="meta"), 8)
+        x, sides = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1, 256), (2, 64, 2)))
+        assert multiply(x, packed, 128, sides).shape == (1, 64)
+
+
+@pytest.mark.parametrize("build", [peers.aten, peers.gemlite, peers.humming])
+def test_peers_that_need_a_gpu_say_what_is_missing(build):
+    with pytest.raises(peers.Absent, match="cannot import|on cpu"):
+        build(Shape(1, 64, 128), 0, "cpu", 1000)
+    with pytest.raises(peers.Absent, match="does not divide"):
+        build(Shape(1, 65, 128), 0, "cpu", 1000)
+
+
+def test_integers_of_peers_multiply_as_their_codes_say():
+    made = peers._integers(Shape(2, 64, 256), 0, "cpu", torch.float16)
+    weight = (made.codes.double() - 8) * made.scale.double().repeat_interleave(128, 1)
+    assert torch.equal(made.product, made.x.double() @ weight.T)
+
+
+def results(**changes):
+    timing = Timing(name="w4a16-gemv", shape=Shape(1, 28672, 8192), dtype="float16", median_seconds=3e-5,
+                    lower_seconds=2.9e-5, upper_seconds=3.2e-5, replays=100, copies=4, bytes_moved=120_000_000,
+                    error=0.3, launch="BLOCK_N 128")  # fmt: skip
+    made = Results(
+        device="GPU", facts={"driver": "1"}, versions={"torch": "2"}, command="bitfrontier kernels --bench", when="now",
+        seed=3, seconds=2.5, timings=(timing,),
+        absences=(Absence(name="gemlite", reason="cannot import gemlite", shape=Shape(1, 1, 1)),
+                  Absence(name="all", reason="x")),
+        agreements=(Agreement(kernel="k", size="1", dtype="", inputs=10, excess=0.2, passed=True),),
+        sanitizer="clean", notes=("slow",),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_results_come_back_from_their_file():
+    for made in (results(), results(timings=(), absences=(), agreements=()), measured(toy())):
+        assert Results.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"timings": 3}', results().to_json().replace("seed", "seeds")])
+def test_other_files_are_refused(text):
+    with pytest.raises(ValueError, match="not the results of a bench"):
+        Results.from_json(text)
+
+
+def at(name, microseconds, shape=Shape(1, 28672, 8192), dtype="float16", nbytes=120_000_000):
+    return replace(results().timings[0], name=name, median_seconds=microseconds / 1e6, shape=shape, dtype=dtype,
+                   bytes_moved=nbytes)  # fmt: skip
+
+
+def test_verdicts_are_of_the_worst_large_shape_in_one_run():
+    target = Target(kernel="w4a16-gemv", against=DENSE, ratio=2.8, basis="speed", source="")
+    other, small = Shape(1, 8192, 28672), Shape(1, 4096, 4096)
+    fast = (at("w4a16-gemv", 30), at(DENSE, 90, dtype="bfloat16"))
+    slow = (at("w4a16-gemv", 40, other), at(DENSE, 100, other))
+    tiny = (at("w4a16-gemv", 4, small), at(DENSE, 4, small))
+    met = verdict(target, results(timings=fast + tiny))
+    assert (str(met), met.shape, met.reason) == ("met 3.00", Shape(1, 28672, 8192), "")
+    missed = verdict(target, results(timings=fast + slow + tiny))
+    assert (str(missed), missed.shape) == ("missed 2.50", other)
+
+
+def test_verdicts_by_bandwidth_and_by_type_of_activations():
+    copy = at(COPY, 500, nbytes=2 << 30)
+    share = Target(kernel="w4a16-gemv", against=COPY, ratio=0.75, basis="bandwidth", source="")
+    assert str(verdict(share, results(timings=(at("w4a16-gemv", 30), copy)))) == f"met {120 / 30 / (2**31 / 5e8):.2f}"
+    exact = Target(kernel="w4a16-gemv", against="aten int4", ratio=1.2, basis="speed", dtype="bfloat16", source="")
+    both = (at("w4a16-gemv", 30), at("w4a16-gemv", 40, dtype="bfloat16"), at("aten int4", 44, dtype="bfloat16"))
+    assert str(verdict(exact, results(timings=both))) == "missed 1.10"
+
+
+def test_without_a_run_or_a_peer_targets_are_not_measured_and_the_reason_is_said():
+    target = Target(kernel="w4a16-gemv", against="gemlite", ratio=1.0, basis="speed", source="")
+    assert str(verdict(target, None)) == "not measured" and "GPU" in verdict(target, None).reason
+    found = verdict(target, results())
+    assert str(found) == "not measured" and found.reason == "gemlite: cannot import gemlite"
+    assert verdict(target, results(absences=())).reason == "gemlite: not asked for"
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.kernel} {t.against} {t.rows}")
+def test_every_target_is_of_a_row_that_is_timed_at_such_a_shape_beside_the_other(target):
+    kernel = kernel_named(target.kernel)
+    assert any(s.rows == target.rows and s.outputs * s.inputs >= LARGE for s in kernel.bench)
+    others = {COPY, READ, DENSE, *(kernel.name for kernel in KERNELS)}
+    beside = {peer.name: set(peer.beside) for peer in peers.PEERS}
+    companions = {k.name for k in KERNELS if set(k.bench) & set(kernel.bench)}
+    assert target.against in others or beside[target.against] & companions
+    assert target.source and str(target).startswith(f"at least {target.ratio:g} times the ")
+
+
+def test_no_gpu_no_bench(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        Gpu()
+
+
+def test_reports_read_results_and_targets_without_torch():
+    code = "import kernels.results, kernels.targets, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+AHEAD = """
+import os, sys
+os.environ.pop("TRITON_INTERPRET", None)
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Driver:
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(Driver())
+from kernels.ahead import compile_ahead
+from kernels.kernel import Size
+from kernels.product.triton import candidates
+from kernels.table import kernel_named
+row = kernel_named("w4a16-gemv")
+launches = candidates(row.plan(*row.inputs(Size(1, 256, 512, 64), 0, "cpu")))[:2]
+compiled = []
+def compiling(**_):
+    compiled.append(1)
+knobs.runtime.jit_cache_hook = compiling
+compile_ahead(launches, threads=2)
+assert len(compiled) == 2, compiled
+compile_ahead(launches, threads=2)
+assert len(compiled) == 2, compiled
+"""
+
+
+def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path):
+    alone = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", AHEAD], capture_output=True, text=True, env=alone)
+    assert done.returncode == 0, done.stderr
