@@ -2,8 +2,9 @@
 
 from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
+from kernels.ternary_product.rows import TERNARY_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS,)
+KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *TERNARY_KERNELS)
 
 
 def kernel_named(name: str) -> Kernel:
