@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from kernels.kernel import Kernel
 
+MEASURED = Path("reports/measured")  # where --bench writes, below the working directory
 SEEDS = 10  # random inputs for each kernel and size on a GPU; the interpreter, a thousand times slower, takes one
 
 
@@ -23,7 +26,12 @@ SEEDS = 10  # random inputs for each kernel and size on a GPU; the interpreter, 
 @click.option("--bench", is_flag=True, help="bandwidth against a copy and the peers in the same run; needs a GPU")
 @click.option("--only", default=None, help="names of kernels, separated by commas")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="where --bench writes its results file")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="the file that --bench writes; by default in reports/measured, named by the device",
+)
 @click.option("--keep", is_flag=True, help="with --compile: write the table that the tests compare with")
 def kernels(
     check: bool, machine_code: bool, bench: bool, only: str | None, as_json: bool, out: Path | None, keep: bool
@@ -32,6 +40,7 @@ def kernels(
 
     Without a GPU, --check runs Triton's interpreter; its times mean nothing and are not shown.
     """
+    started = time.monotonic()
     device = _device()
     if bench and device != "cuda":
         raise click.ClickException("--bench needs a CUDA device, found none; an interpreter's times are not speeds")
@@ -44,14 +53,15 @@ def kernels(
     if machine_code:
         said["compile"] = _compile(chosen, keep)
     if bench:
-        said["bench"] = _bench(chosen, out)
+        said["bench"] = _bench(chosen, said.get("check", ()), out, started)
     if not said:
         said["kernels"] = [_row(kernel) for kernel in chosen]
     if as_json:
         click.echo(json.dumps(said, indent=1))
     else:
         for title, rows in said.items():
-            _print(title, rows)
+            if rows:
+                _print(title, rows)
     failed = [row for row in said.get("check", ()) if not row["passed"]]
     if failed:
         raise click.exceptions.Exit(1)
@@ -84,22 +94,19 @@ def _row(kernel: "Kernel") -> dict[str, Any]:
 
 
 def _check(chosen: list["Kernel"], device: str) -> list[dict[str, Any]]:
+    if device == "cuda":
+        from kernels.session import check_all
+
+        return [asdict(check) | {"passed": check.passed} for check in check_all(chosen, SEEDS, device, progress=_say)]
     from kernels.check import checked
 
-    sizes = [(kernel, size) for kernel in chosen for size in (kernel.check if device == "cpu" else _all(kernel))]
+    sizes = [(kernel, size) for kernel in chosen for size in kernel.check]
     found = []
     with _progress(len(sizes)) as step:
         for kernel, size in sizes:
-            for seed in range(SEEDS if device == "cuda" else 1):
-                found += [asdict(check) | {"passed": check.passed} for check in checked(kernel, size, seed, device)]
+            found += [asdict(check) | {"passed": check.passed} for check in checked(kernel, size, 0, device)]
             step(kernel.name)
     return found
-
-
-def _all(kernel: "Kernel") -> Iterator[Any]:
-    """On a GPU, one size of the bench, too: what is timed is right."""
-    yield from kernel.check
-    yield min(kernel.bench, key=lambda size: size.outputs * size.inputs)
 
 
 def _compile(chosen: list["Kernel"], keep: bool) -> list[dict[str, Any]]:
@@ -111,8 +118,32 @@ def _compile(chosen: list["Kernel"], keep: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _bench(chosen: list["Kernel"], out: Path | None) -> Any:
-    raise NotImplementedError
+def _bench(
+    chosen: list["Kernel"], checks: Sequence[dict[str, Any]], out: Path | None, started: float
+) -> list[dict[str, Any]]:
+    import torch
+
+    from kernels.check import Check
+    from kernels.session import results_path, session
+    from kernels.targets import TARGETS, verdict
+
+    path = out or results_path(MEASURED, torch.cuda.get_device_name())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [Check(**{name: row[name] for name in Check.__dataclass_fields__}) for row in checks]
+    command = shlex.join(["bitfrontier", *sys.argv[1:]])
+    results = session(chosen, known, started=started, command=command, progress=_say)
+    path.write_text(results.to_json())
+    _say(f"{path}: {len(results.timings)} timings, {len(results.absences)} absences; {results.sanitizer}")
+    verdicts = [verdict(target, results) for target in TARGETS if target.kernel in {k.name for k in chosen}]
+    return [
+        {"kernel": v.target.kernel, "target": str(v.target), "rows": v.target.rows, "verdict": str(v),
+         "shape": str(v.shape or ""), "reason": v.reason}
+        for v in verdicts
+    ]  # fmt: skip
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @contextmanager

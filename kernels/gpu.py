@@ -20,6 +20,7 @@ _SMI = (
     "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu", "power.draw",
     "power.limit",
 )  # fmt: skip
+SANITIZER = "compute-sanitizer"
 _PACKAGES = ("torch", "triton", "gemlite", "bitsandbytes", "humming-kernels")
 
 
@@ -127,15 +128,15 @@ def sanitized(kernels: Sequence[str], seconds: float) -> str:
 
     Every tensor gets an allocation of its own, so that the bounds are those of tensors and not of torch's pool.
     """
-    tool = shutil.which("compute-sanitizer")
+    tool = shutil.which(SANITIZER)
     if tool is None:
-        return "compute-sanitizer is not installed"
+        return f"{SANITIZER} is not installed"
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", _CHECK, *kernels]
     alone = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=alone)
     except subprocess.TimeoutExpired:
-        return f"compute-sanitizer was not done after {seconds:.0f} s"
+        return f"{SANITIZER} was not done after {seconds:.0f} s"
     summary = [line for line in said.stdout.splitlines() if "ERROR SUMMARY" in line]
     last = (summary or said.stderr.strip().splitlines() or ["no output"])[-1].strip("= ")
-    return f"compute-sanitizer, {len(kernels)} kernels, exit {said.returncode}: {last}"
+    return f"{SANITIZER}, {len(kernels)} kernels, exit {said.returncode}: {last}"

@@ -61,13 +61,16 @@ class Absence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """A kernel against its reference on several random inputs; `excess` is the largest error over what is allowed."""
+    """A kernel against its reference on several random inputs.
+
+    `excess` is the largest error over what is allowed, None where the kernel failed or gave no number.
+    """
 
     kernel: str
     size: str
     dtype: str
     inputs: int
-    excess: float
+    excess: float | None
     passed: bool
 
 
@@ -94,7 +97,7 @@ class Results:
 
     def to_json(self) -> str:
         """All of it, as text that `from_json` reads back."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Results":

@@ -20,9 +20,11 @@ class Machine(Protocol):
     """What times are taken on: `kernels.gpu.Gpu`, where each of these is explained, or a test's own."""
 
     device: str
-    name: str
-    rotated_bytes: int
 
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def rotated_bytes(self) -> int: ...  # noqa: D102
     def now(self) -> float: ...  # noqa: D102
     def prepare(self, launches: Iterable[Launch]) -> None: ...  # noqa: D102
     def capture(self, calls: Sequence[Callable[[], object]]) -> Callable[[], None]: ...  # noqa: D102

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from kernels import bench, peers, tuning, yardsticks
+from kernels import bench, command, peers, session, tuning, yardsticks
 from kernels.contender import copied, n_bytes, n_copies, rotated_bytes
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel, Size
@@ -24,7 +25,7 @@ SIZE = Size(1, 16, 64, 32)
 
 
 class Machine:
-    """Every step takes a second of a clock that nothing else moves; replay k takes (k + 1) ms, and a ms more each round."""
+    """Every step takes a second of its own clock; replay k takes (k + 1) ms, and a ms more each round."""
 
     device, name, rotated_bytes = "cpu", "a clock", 6000
 
@@ -218,7 +219,7 @@ def test_tuning_takes_the_fastest_launch_on_every_copy_and_says_which():
 
 def test_tuning_ends_in_time_and_without_any_the_default_stays():
     machine, made = Tuned(), integers()
-    launches, said = tuning.tuned(made.launches, machine, 0, until=4.0)  # preparing, two steps, two steps
+    _, said = tuning.tuned(made.launches, machine, 0, until=4.0)  # preparing, two steps, two steps
     assert len(machine.captured) == 2 and "best of 2" in said
     machine = Machine()
     assert tuning.tuned(made.launches, machine, 0, until=0.0)[0] is made.launches and not machine.captured
@@ -286,7 +287,7 @@ def test_operations_of_aten_are_there_with_the_arguments_they_are_called_with():
 
 @pytest.mark.parametrize("build", [peers.aten, peers.gemlite, peers.humming])
 def test_peers_that_need_a_gpu_say_what_is_missing(build):
-    with pytest.raises(peers.Absent, match="cannot import|on cpu"):
+    with pytest.raises(peers.Absent, match=r"cannot import|on cpu"):
         build(Shape(1, 64, 128), 0, "cpu", 1000)
     with pytest.raises(peers.Absent, match="does not divide"):
         build(Shape(1, 65, 128), 0, "cpu", 1000)
@@ -324,7 +325,51 @@ def test_other_files_are_refused(text):
         Results.from_json(text)
 
 
-def at(name, microseconds, shape=Shape(1, 28672, 8192), dtype="float16", nbytes=120_000_000):
+BIG = Shape(1, 28672, 8192)
+
+
+def failing(*_):
+    raise RuntimeError("no such thing")
+
+
+def test_checks_of_one_kernel_do_not_fall_with_another_and_end_in_time():
+    right = replace(toy(), check=(SIZE, Size(2, 3, 64, 32)))
+    broken, said = replace(toy("broken"), kernel=failing, check=(SIZE,)), []
+    found = session.check_all([broken, right], 3, "cpu", progress=said.append)
+    assert [(c.kernel, c.seed) for c in found] == [("broken", 0)] * 2 + [("toy", seed) for seed in (0, 1, 2)] * 3
+    assert said == [f"broken at {SIZE}: RuntimeError: no such thing"] * 2
+    first, second, third = session.agreements(found)
+    assert (first.kernel, first.excess, first.passed) == ("broken", None, False)
+    assert (second.kernel, second.inputs, second.passed) == ("toy", 6, True) and third.inputs == 3
+    assert 0 <= max(c.excess for c in found[2:8]) == second.excess <= 1
+    assert Results.from_json(results(agreements=(first, second)).to_json()).agreements == (first, second)
+    clock = iter(range(100))
+    found = session.check_all(
+        [right, toy("late")], 2, "cpu", seconds=1.5, now=lambda: next(clock), progress=said.append
+    )
+    assert len(found) == 2 and said[-1] == "no time was left for 3 of 4 checks"
+
+
+def test_the_command_writes_results_and_tells_verdicts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(session, "Gpu", Machine)
+    monkeypatch.setattr(session, "measure", partial(bench.measure, yardsticks=SMALL, peers=()))
+    path = tmp_path / "deep" / "results.json"
+    check = {"kernel": "toy", "size": "1", "dtype": "", "seed": 0, "device": "cuda", "excess": 0.5, "repeats": True,
+             "passed": True}  # fmt: skip
+    row = replace(kernel_named("w4a16-gemv"), bench=(SIZE,))
+    rows = command._bench([row], [check], path, time.monotonic())
+    found = Results.from_json(path.read_text())
+    assert [t.name for t in found.timings] == [COPY, READ, DENSE, "w4a16-gemv"]
+    assert found.agreements == (Agreement(kernel="toy", size="1", dtype="", inputs=1, excess=0.5, passed=True),)
+    assert {row["verdict"] for row in rows} == {"not measured"} and len(rows) == 4
+    assert "4 timings, 0 absences" in capsys.readouterr().err
+
+
+def test_results_are_named_by_their_device(tmp_path):
+    assert session.results_path(tmp_path, "NVIDIA H200 (SXM)").name == "kernels-nvidia-h200-sxm.json"
+
+
+def at(name, microseconds, shape=BIG, dtype="float16", nbytes=120_000_000):
     return replace(results().timings[0], name=name, median_seconds=microseconds / 1e6, shape=shape, dtype=dtype,
                    bytes_moved=nbytes)  # fmt: skip
 
