@@ -75,8 +75,9 @@ def product(
         a = once(at, known, WHOLE_N)
         b = a
         c = a
-        if PLANES == 3:
+        if PLANES > 1:
             b = once(at + ROWS * columns, known, WHOLE_N)
+        if PLANES > 2:
             c = once(at + 2 * ROWS * columns, known, WHOLE_N)
         for run in tl.static_range(PIECES // RUN):
             # the next run's scale: here, its load has a run's time to arrive
@@ -194,7 +195,7 @@ def plan(
 ) -> Launch:
     """The launch that multiplies x (M, inputs) with packed weights; `dtype` of the output is that of x unless given.
 
-    With `offset`, what `side` gives beside the scale is float32 and added to every weight of the group, before the scale.
+    With `offset`, what `side` gives beside the scale is float32 and added to every weight, before scaling.
     Raises `ValueError` where `group` and the layout's tile do not fit: groups must be multiples of `layout.rows`.
     """
     rows, inputs = x.shape

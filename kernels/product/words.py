@@ -21,15 +21,19 @@ COLUMNS = 8  # outputs are padded to a multiple of this: 8 words are 16 bytes
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How codes of `bits` bits fill a tile: `rows` (16 or 32) words in each plane, `pieces` codes in a row of words."""
+    """How codes of `bits` bits fill a tile: `rows` (16 or 32) words in each plane, `pieces` codes in a row of words.
+
+    Widths that divide 16 take `words` planes: 2 make a tile of 16 rows as large as one of 32.
+    """
 
     bits: int
     rows: int = 32
+    words: int = 1
 
     @property
     def planes(self) -> int:
         """Words that share `pieces` codes."""
-        return 1 if 16 % self.bits == 0 else 3
+        return self.words if 16 % self.bits == 0 else 3
 
     @property
     def pieces(self) -> int:
@@ -92,9 +96,7 @@ def from_words(words: torch.Tensor, layout: Layout, outputs: int, inputs: int) -
 def fields(layout: Layout, piece: int) -> list[tuple[int, int, int, int]]:
     """Where the bits of `piece` lie: (plane, lowest bit in the word, mask, lowest bit in the code)."""
     bits, word = layout.bits, 16 // layout.bits
-    if layout.planes == 1:
-        return [(0, piece * bits, 2**bits - 1, 0)]
-    if piece < 3 * word:
+    if 16 % bits == 0 or piece < 3 * word:
         return [(piece // word, piece % word * bits, 2**bits - 1, 0)]
     if bits == 3:  # one spare bit a word
         return [(plane, 15, 1, plane) for plane in range(3)]
