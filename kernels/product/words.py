@@ -12,6 +12,7 @@ three spare bits; codes of 6 bits two a word, and two more in the spare nibbles.
 16 bytes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,15 +51,18 @@ class Layout:
         return -(-inputs // self.inputs)
 
 
+Places = Callable[[Layout, int], list[tuple[int, int, int, int]]]  # what `fields` is an example of
+
+
 def columns(outputs: int) -> int:
     """Outputs with their padding."""
     return -(-outputs // COLUMNS) * COLUMNS
 
 
-def to_words(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
+def to_words(codes: torch.Tensor, layout: Layout, places: Places | None = None) -> torch.Tensor:
     """Pack codes (outputs, inputs), integers in [0, 2^bits), into int16 words (tiles, planes, rows, columns(outputs)).
 
-    Raises `ValueError` for codes out of range.
+    `places(layout, piece)` says where bits lie, `fields` unless given. Raises `ValueError` for codes out of range.
     """
     if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < 2**layout.bits):
         raise ValueError(f"codes lie in [{int(codes.min())}, {int(codes.max())}], expected [0, {2**layout.bits - 1}]")
@@ -69,7 +73,7 @@ def to_words(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
     pieces = full.view(tiles, layout.pieces, layout.rows, -1).unbind(1)
     words = torch.zeros(tiles, layout.planes, layout.rows, full.shape[1], dtype=torch.int32, device=codes.device)
     for piece, part in enumerate(pieces):
-        for plane, shift, mask, at in fields(layout, piece):
+        for plane, shift, mask, at in (places or fields)(layout, piece):
             words[:, plane] |= ((part >> at) & mask) << shift
     return words.to(torch.int16)
 
@@ -82,7 +86,9 @@ def per_group(values: torch.Tensor, layout: Layout, inputs: int, group: int) -> 
     return laid
 
 
-def from_words(words: torch.Tensor, layout: Layout, outputs: int, inputs: int) -> torch.Tensor:
+def from_words(
+    words: torch.Tensor, layout: Layout, outputs: int, inputs: int, places: Places | None = None
+) -> torch.Tensor:
     """The inverse of `to_words`: int32 codes (outputs, inputs)."""
     wide = words.to(torch.int32) & 0xFFFF
     zero = torch.zeros_like(wide[:, 0])
