@@ -1,7 +1,7 @@
 """Activations as BitNet b1.58 takes them: eight bits, one scale for each token.
 
 Ma et al. 2024, "The Era of 1-bit LLMs: Training Tips, Code and FAQ" (`activation_quant`), after Wang et al. 2023,
-"BitNet", arXiv:2310.11453, eqs. 4 and 5. Here the scale multiplies, s = max |x| / 127, where theirs divides.
+"BitNet", arXiv:2310.11453, eqs. 4 and 5. The codes are theirs; the scale multiplies here, where theirs divides.
 """
 
 import torch
@@ -26,6 +26,6 @@ def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one column")
     wide = x.float()
     largest = wide.abs().amax(dim=1).clamp(min=SMALLEST)
-    scale = torch.where(largest.isfinite(), largest, torch.nan) / 127
-    codes = (wide / scale[:, None]).round().nan_to_num(nan=0.0)
-    return codes.to(torch.int8), scale
+    largest = torch.where(largest.isfinite(), largest, torch.nan)
+    codes = (wide * (127 / largest)[:, None]).round().nan_to_num(nan=0.0)
+    return codes.to(torch.int8), largest / 127
