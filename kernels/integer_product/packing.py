@@ -29,7 +29,12 @@ class IntegerWeights:
     @property
     def layout(self) -> Layout:
         """Where the codes lie."""
-        return Layout(self.bits)
+        return layout_of(self.bits)
+
+
+def layout_of(bits: int) -> Layout:
+    """Tiles of 32 rows; of 16 at 3 bits, whose three planes would otherwise fill registers and shared memory."""
+    return Layout(bits, 16 if bits == 3 else 32)
 
 
 def pack(
@@ -38,13 +43,15 @@ def pack(
     """Lay out codes (outputs, inputs) in [0, 2^bits) with `scale` and `zero` (outputs, ceil(inputs / group)).
 
     `group` None means one scale for all inputs of an output. Raises `ValueError` for other widths, for groups that are
-    no multiple of 32, for shapes that do not match and codes out of range.
+    no multiple of 32 (of 16 at 3 bits), for shapes that do not match and codes out of range.
     """
     if bits not in WIDTHS:
         raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")
     require("codes", codes, shape=(None, None), dtypes=(torch.uint8, torch.int32, torch.int64))
+    if not codes.numel():
+        raise ValueError(f"codes has shape {tuple(codes.shape)}, expected at least one weight")
     outputs, inputs = codes.shape
-    layout = Layout(bits)
+    layout = layout_of(bits)
     whole = layout.tiles(inputs) * layout.inputs
     group = whole if group is None else group
     require_multiple("group", group, layout.rows)

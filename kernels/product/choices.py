@@ -1,11 +1,31 @@
-"""How a product is cut into programs: numbers alone, so that a plan, a tuner and a test can all ask."""
+"""How a product is cut into programs: numbers alone, so that a plan, a tuner and a test can all ask.
 
+What the numbers are reckoned from, until a GPU has measured them:
+
+- Bytes under way. By Little's law 4.3 TB/s at 1 us of latency need 33 KB in flight on each of 132 multiprocessors; half
+  as many again are asked for. A ring of S stages has S - 2 turns under way while the oldest is multiplied, S - 1
+  otherwise. At 4 bits and one token a turn is 8 KB; of 28672 x 8192 weights a multiprocessor has 3.4 programs, and
+  S = 4 keeps 54 to 81 KB under way. (Five would fit: 95 registers x 128 threads of 65536; 37 of 227 KB.)
+- Instructions. A program's fixed costs (addresses, masks, barriers) are shared by all the weights of a thread's turn:
+  128 at 4 bits, for tiles of 128 columns and 4 warps. Half the warps would save a tenth of the instructions and leave
+  half as many warps to hide latency.
+- Activations. Each program reads those of its rows anew, from the second-level cache: 64 rows of 16-bit activations
+  are twice the bytes of 128 columns of 4-bit weights. So tiles are wide, and narrow ones are for small matrices.
+- Rows beyond 32. On Hopper a tile of 64 rows is multiplied by a warp group's instruction (3.1 slots a 4-bit weight);
+  two tiles of 32 would decode everything twice (5.2). On Blackwell that instruction sums in a memory of its own, and
+  fetching the sum of every group from there makes it 7.9: two tiles of 32, whose second reading comes from the cache.
+"""
+
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import triton
-
-PROGRAMS = 4  # programs that a multiprocessor should have to choose from: their loads hide each other's latency
+HOPPER = (9, 0)  # compute capability
+RESIDENT = {16: 4, 32: 3, 64: 2}  # programs of 128 columns that registers leave room for on a multiprocessor, by rows
+SCRATCH = {16: 2 << 10, 32: 2 << 10, 64: 32 << 10}  # shared memory beside the ring; wgmma reads decoded weights there
+SHARED = 227 << 10  # bytes of a multiprocessor (CUDA C++ Programming Guide, compute capabilities 9.0 and 10.0)
+UNDER_WAY = 48 << 10  # bytes of weights
+TURNS = 4  # of a program's loop, or more: fewer do not fill its ring
 
 
 class Choice(NamedTuple):
@@ -18,29 +38,75 @@ class Choice(NamedTuple):
     stages: int
 
 
-def default(rows: int, columns: int, outputs: int, tiles: int, multiprocessors: int) -> Choice:
-    """What a plan takes for x (rows, ..) and packed weights of `columns` columns and `tiles` tiles of inputs."""
-    block_m = max(16, min(64, triton.next_power_of_2(rows)))
-    block_n = 64 if columns <= 64 else 128
-    across, down = triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)
-    return Choice(block_m, block_n, splits_for(across * down, tiles, multiprocessors), 4, 3)
+class Problem(NamedTuple):
+    """A product as the choice sees it: `rows` of activations, packed weights, and the machine.
+
+    The weights have `columns` and `tiles` of inputs; a column of a tile is `words` of 16 bits for `inputs` weights.
+    """
+
+    rows: int
+    columns: int
+    tiles: int
+    words: int
+    inputs: int
+    multiprocessors: int
+    capability: tuple[int, int] = HOPPER
 
 
-def alternatives(first: Choice, columns: int, tiles: int) -> Iterator[Choice]:
-    """Choices near `first`, which comes first, each once: what a tuner on a GPU may try."""
-    yield first
-    for block_n, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
-        for stages in (2, 3, 4, 5):
-            for times in (0.5, 1, 2):
-                splits = int(first.splits * first.block_n / block_n * times)
-                other = Choice(first.block_m, block_n, splits, warps, stages)
-                if other != first and 1 <= splits <= max(1, tiles // 2) and block_n < 2 * max(64, columns):
-                    yield other
+def default(problem: Problem) -> Choice:
+    """What a plan takes: wide tiles, or narrow ones where wide ones would leave multiprocessors idle."""
+    block_m = rows_of(problem)
+    wide = filled(problem, block_m, 128, 4)
+    if problem.columns > 64 and programs(problem, wide) >= problem.multiprocessors:
+        return wide
+    return filled(problem, block_m, 64, 2 if block_m < 64 else 4)
 
 
-def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int) -> int:
-    """Programs that share the inputs of a tile of the output: a power of two, each with four turns or more."""
-    splits = 1
-    while tiles_out * splits * 2 <= multiprocessors * PROGRAMS and tiles_in >= 8 * splits:
-        splits *= 2
-    return splits
+def rows_of(problem: Problem) -> int:
+    """Rows of a program's tile: as many as there are, from the matrix units' 16 to what is cheapest on the chip."""
+    most = 64 if problem.capability[0] == HOPPER[0] else 32
+    return next(rows for rows in (16, 32, 64) if rows >= min(problem.rows, most))
+
+
+def filled(problem: Problem, block_m: int, block_n: int, warps: int) -> Choice:
+    """Programs of that tile, their splits and the stages of their rings."""
+    tiles_out = -(-problem.rows // block_m) * -(-problem.columns // block_n)
+    splits = splits_for(tiles_out, problem.tiles, problem.multiprocessors, RESIDENT[block_m] * 128 // block_n)
+    share = max(1.0, tiles_out * splits / problem.multiprocessors)  # programs of a multiprocessor
+    words, activations = 2 * problem.words * block_n, 2 * problem.inputs * block_m  # bytes of a turn
+    wanted = math.ceil(UNDER_WAY / (words * share)) + 1  # buffers of the ring
+    possible = int(SHARED / math.ceil(share) - SCRATCH[block_m]) // (words + activations)
+    buffers = max(2, min(wanted, possible, -(-problem.tiles // splits), 5))
+    return Choice(block_m, block_n, splits, warps, 1 + buffers)
+
+
+def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int, resident: int = 4) -> int:
+    """Programs that share the inputs of a tile of the output: they fill the machine once, with turns for their rings.
+
+    A matrix too small for that still has a program for each multiprocessor, if that leaves them two turns.
+    """
+    splits = min(multiprocessors * resident // tiles_out, tiles_in // TURNS)
+    if splits * tiles_out < multiprocessors:
+        splits = min(-(-multiprocessors // tiles_out), tiles_in // 2)
+    return max(1, splits)
+
+
+def programs(problem: Problem, choice: Choice) -> int:
+    """How many programs there are."""
+    return -(-problem.rows // choice.block_m) * -(-problem.columns // choice.block_n) * choice.splits
+
+
+def alternatives(problem: Problem, first: Choice) -> Iterator[Choice]:
+    """Choices near `first`, each once and none of them `first`: what a tuner on a GPU may try."""
+    rows = first.block_m
+    shapes = [(rows, 64, 4), (rows, 128, 4), (rows, 128, 8), (rows, 256, 8)]
+    if rows < 64:  # fewer warps would keep the sums of 64 rows in local memory
+        shapes += [(rows, 64, 2), (rows, 128, 2)]
+    else:
+        shapes += [(32, 128, 4), (32, 256, 8)]
+    tried = [filled(problem, *shape) for shape in shapes if shape[1] < 2 * max(64, problem.columns)]
+    tried += [first._replace(splits=splits) for splits in (first.splits // 2, first.splits * 2)]
+    tried += [first._replace(stages=stages) for stages in (first.stages - 1, first.stages + 1)]
+    for at, choice in enumerate(tried):
+        if choice not in (first, *tried[:at]) and 1 <= choice.splits <= problem.tiles:
+            yield choice

@@ -12,6 +12,7 @@ columns) of a tile from the words of its planes; `SIDE(scale, extra, group, at, 
 float32 (columns), whatever `DECODE` gets as `shift`) of a group of inputs.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.inputs import require_multiple
 from kernels.launch import Launch, interpreted, multiprocessors
 from kernels.product import choices
 from kernels.product.words import Layout
@@ -58,10 +60,11 @@ def product(
     OFFSET: tl.constexpr,
     WHOLE_K: tl.constexpr,
     WHOLE_N: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
 ):
     """See the module's docstring."""
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # first, so that tiles of the same weights run together
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     r = tl.arange(0, ROWS)
     split = tl.program_id(2)
     share = tl.cdiv(tiles, SPLITS)
@@ -80,9 +83,11 @@ def product(
         if PLANES > 2:
             c = once(at + 2 * ROWS * columns, known, WHOLE_N)
         for run in tl.static_range(PIECES // RUN):
-            # the next run's scale: here, its load has a run's time to arrive
-            ahead = min((t * PIECES + (run + 1) * RUN) * ROWS // GROUP, final)
-            s_ahead, shift_ahead = SIDE(scale, extra, ahead, n, columns, known)
+            s_ahead = s
+            shift_ahead = shift
+            if not ONE_GROUP:  # the next run's scale: here, its load has a run's time to arrive
+                ahead = min((t * PIECES + (run + 1) * RUN) * ROWS // GROUP, final)
+                s_ahead, shift_ahead = SIDE(scale, extra, ahead, n, columns, known)
             sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)  # sums of the activations alone
             for i in tl.static_range(RUN):
@@ -199,23 +204,23 @@ def plan(
     Raises `ValueError` where `group` and the layout's tile do not fit: groups must be multiples of `layout.rows`.
     """
     rows, inputs = x.shape
-    if group % layout.rows:
-        raise ValueError(f"groups of {group} inputs, expected a multiple of {layout.rows}")
+    require_multiple("group", group, layout.rows)
     tiles, columns = words.shape[0], words.shape[3]
-    if words.numel() >= 2**31:
-        raise ValueError(f"{words.numel()} packed words, expected less than 2^31; split the matrix")
     out = torch.empty((rows, outputs), dtype=x.dtype if dtype is None else dtype, device=x.device)
+    for name, tensor in (("x", x), ("words", words), ("out", out)):
+        if not 0 < tensor.numel() < 2**31:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 1 to 2^31 - 1 numbers")
     arguments = {
         "x": x, "words": words, "scale": scale, "extra": extra, "table": table, "factor": factor, "out": out,
         "M": rows, "N": outputs, "K": inputs, "columns": columns, "tiles": tiles, "x_stride": x.stride(0),
     }  # fmt: skip
     constants = {
         "DECODE": decode, "SIDE": side, "DTYPE": triton_type(x.dtype), "PLANES": layout.planes,
-        "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group, "RUN": run_of(layout, group),
-        "OFFSET": offset, "WHOLE_K": inputs == tiles * layout.inputs,
+        "PIECES": layout.pieces, "ROWS": layout.rows, "GROUP": group,
+        "RUN": math.gcd(group // layout.rows, layout.pieces),  # pieces in a row that surely share a scale
+        "OFFSET": offset, "WHOLE_K": inputs == tiles * layout.inputs, "ONE_GROUP": group >= tiles * layout.inputs,
     }  # fmt: skip
-    choice = choices.default(rows, columns, outputs, tiles, multiprocessors(x.device))
-    return _launch(arguments, constants, choice)
+    return _launch(arguments, constants, choices.default(_problem(arguments, constants)))
 
 
 def candidates(launch: Launch) -> tuple[Launch, ...]:
@@ -225,13 +230,19 @@ def candidates(launch: Launch) -> tuple[Launch, ...]:
     """
     if launch.function is not product:
         return (launch,)
-    known: Mapping[str, Any] = launch.arguments
-    constants = launch.constants
-    first = choices.Choice(
-        constants["BLOCK_M"], constants["BLOCK_N"], constants["SPLITS"], launch.num_warps, constants["STAGES"]
-    )
-    others = list(choices.alternatives(first, known["columns"], known["tiles"]))[1:]
-    return (launch, *(_launch(known, constants, choice) for choice in others))
+    fixed = launch.constants
+    first = choices.Choice(fixed["BLOCK_M"], fixed["BLOCK_N"], fixed["SPLITS"], launch.num_warps, fixed["STAGES"])
+    others = choices.alternatives(_problem(launch.arguments, fixed), first)
+    return (launch, *(_launch(launch.arguments, fixed, choice) for choice in others))
+
+
+def _problem(arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> choices.Problem:
+    device, rows = arguments["x"].device, constants["ROWS"]
+    return choices.Problem(
+        arguments["M"], arguments["columns"], arguments["tiles"], constants["PLANES"] * rows,
+        constants["PIECES"] * rows, multiprocessors(device),
+        torch.cuda.get_device_capability(device) if device.type == "cuda" else choices.HOPPER,
+    )  # fmt: skip
 
 
 def _launch(arguments: Mapping[str, Any], constants: Mapping[str, Any], choice: choices.Choice) -> Launch:
@@ -239,10 +250,10 @@ def _launch(arguments: Mapping[str, Any], constants: Mapping[str, Any], choice: 
     across, down = triton.cdiv(arguments["N"], choice.block_n), triton.cdiv(arguments["M"], choice.block_m)
     shared = choice.splits > 1
     partial = (choice.splits, arguments["M"], arguments["columns"])
-    words = constants["PLANES"] * constants["ROWS"] * choice.block_n
+    rows = constants["ROWS"] * choice.block_n
     return Launch(
         function=product,
-        grid=(across, down, choice.splits),
+        grid=(down, across, choice.splits),
         arguments={
             **arguments,
             "partial": x.new_empty(partial, dtype=torch.float32) if shared else None,
@@ -253,18 +264,10 @@ def _launch(arguments: Mapping[str, Any], constants: Mapping[str, Any], choice: 
             "STAGES": choice.stages, "WHOLE_N": arguments["columns"] % choice.block_n == 0,
         },
         output=out,
-        loop_bytes=2 * words,
-        loop_weights=constants["PIECES"] * constants["ROWS"] * choice.block_n,
+        loop_bytes=2 * constants["PLANES"] * rows,
+        loop_weights=constants["PIECES"] * rows,
         num_warps=choice.warps,
     )  # fmt: skip
-
-
-def run_of(layout: Layout, group: int) -> int:
-    """Pieces in a row that surely share a scale: a tile and a group begin together every gcd of their lengths."""
-    length = layout.inputs
-    while group % length:
-        length //= 2
-    return length // layout.rows
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:
