@@ -21,10 +21,12 @@ import triton.language as tl
 
 from kernels.inputs import ACTIVATIONS, require
 from kernels.launch import Launch, interpreted, multiprocessors
-from kernels.product.choices import splits_for
 from kernels.ternary_product.packing import ROWS, TernaryWeights, validate
 
 INTERPRETED = tl.constexpr(interpreted())
+STAGES = 4  # turns of the ring: two or three of them, 8 KB of weights each, are under way
+PROGRAMS = 4  # on a multiprocessor, 128 registers a thread: 64 to 96 KB under way where 4.3 TB/s x 1 us need 33
+TURNS = 4  # of a program's loop, or more: fewer do not fill its ring
 OUTPUTS = (*ACTIVATIONS, torch.float32)
 
 
@@ -44,6 +46,8 @@ def ternary(
     PER_BYTE: tl.constexpr,
     PER_OUTPUT: tl.constexpr,
     ROWS: tl.constexpr,
+    WHOLE_N: tl.constexpr,
+    WHOLE_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -55,14 +59,16 @@ def ternary(
     r = tl.arange(0, ROWS)
     split = tl.program_id(2)
     share = tl.cdiv(tiles, SPLITS)
+    known = ((n < N) | WHOLE_N)[:, None]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     sums = tl.zeros([BLOCK_M, ROWS], tl.int32)
     for t in tl.range(split * share, min(tiles, (split + 1) * share), num_stages=STAGES):
         at = words + (t * N + n)[:, None] * ROWS + r[None, :]
-        packed = tl.load(at, mask=(n < N)[:, None], other=0, eviction_policy="evict_first")
+        packed = tl.load(at, mask=known, other=0, eviction_policy="evict_first")
         for i in tl.static_range(PER_BYTE):
             k = (t * PER_BYTE + i) * ROWS + r
-            tokens = tl.load(x + m[:, None] * K + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0)
+            inside = (m < M)[:, None] & ((k < K) | WHOLE_K)[None, :]
+            tokens = tl.load(x + m[:, None] * K + k[None, :], mask=inside, other=0)
             if PER_BYTE == 4:
                 weights = field(packed, 6 - 2 * i)
             else:
@@ -160,12 +166,24 @@ def plan(x: torch.Tensor, x_scale: torch.Tensor, weights: TernaryWeights, dtype:
     }  # fmt: skip
     constants = {
         "PER_BYTE": weights.per_byte, "PER_OUTPUT": weights.scale.numel() > 1, "ROWS": ROWS,
-        "BLOCK_M": block_m, "BLOCK_N": block_n, "SPLITS": splits, "STAGES": 3,
+        "WHOLE_N": outputs % block_n == 0, "WHOLE_K": inputs == tiles * weights.per_byte * ROWS,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "SPLITS": splits, "STAGES": STAGES,
     }  # fmt: skip
     return Launch(
         function=ternary, grid=(down, across, splits), arguments=arguments, constants=constants, output=out,
         loop_bytes=ROWS * block_n, loop_weights=ROWS * block_n * weights.per_byte,
     )  # fmt: skip
+
+
+def splits_for(tiles_out: int, tiles: int, multiprocessors: int) -> int:
+    """Programs that share the inputs of a tile of the output: until the machine is full once, none of them idle.
+
+    Small matrices keep short loops rather than leave multiprocessors without a program.
+    """
+    splits = min(PROGRAMS * multiprocessors // tiles_out, tiles // TURNS)
+    if splits * tiles_out < multiprocessors:
+        splits = min(triton.cdiv(multiprocessors, tiles_out), tiles // 2)
+    return triton.cdiv(tiles, triton.cdiv(tiles, max(1, splits)))
 
 
 def _sizes(x: torch.Tensor, x_scale: torch.Tensor, weights: TernaryWeights, dtype: torch.dtype) -> tuple[int, int, int]:

@@ -165,7 +165,7 @@ def test_every_byte_is_decoded(per_byte):
 
 @settings(max_examples=15)
 @given(st.integers(1, 40), st.integers(1, 140), st.integers(1, 700), st.sampled_from([4, 5]), st.integers(0, 2**32))
-@example(1, 5, 2563, 4, 0)  # two programs share the inputs
+@example(1, 5, 2563, 4, 0)  # several programs share the inputs
 @example(33, 5, 2563, 5, 0)
 def test_integer_sums_are_exact(rows, outputs, inputs, per_byte, seed):
     x, trits = drawn(seed, rows, inputs, low=-128, high=127), drawn(seed + 1, outputs, inputs)
@@ -192,6 +192,14 @@ def test_the_result_does_not_depend_on_how_the_inputs_are_shared_out(per_byte, m
         assert launch.grid == (1, 1, splits)
         found.append(launch.run())
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_inputs_are_shared_out_so_that_no_program_is_idle(tiles_out, tiles):
+    splits = triton.splits_for(tiles_out, tiles, 132)
+    share = ceil(tiles / splits)
+    assert (splits - 1) * share < tiles <= splits * share
+    assert splits == 1 or (share > 1 and splits * tiles_out <= 132 * triton.PROGRAMS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
