@@ -46,7 +46,7 @@ class MachineCode:
     loop_bytes_per_thread: float  # of packed weights
     loop_weights_per_thread: float
     loop_instructions: int
-    loop_wide_loads: int  # of 16 bytes, from global memory
+    loop_wide_loads: int  # of 16 bytes, from global memory; Blackwell's of 32 bytes count twice
     loop_narrow_loads: int  # of 1 or 2 bytes, from global memory
     loop_matrix: int
     loop_conversions: int  # between integers and floating point
@@ -92,7 +92,7 @@ def counts(disassembly: str) -> dict[str, Any]:
         "local_accesses": _count(names, r"(LDL|STL)\b"),
         "matrix": " ".join(sorted({name.split(".")[0] for name in names if re.match(_MATRIX, name)})),
         "loop_instructions": loop.total(),
-        "loop_wide_loads": _count(loop, r"(LDG|LDGSTS)\b.*\.128\b"),
+        "loop_wide_loads": _count(loop, _WIDE + r"128\b") + 2 * _count(loop, _WIDE + r"256\b"),
         "loop_narrow_loads": _count(loop, r"LDG\b.*\.[US](8|16)\b"),
         "loop_matrix": _count(loop, _MATRIX),
         "loop_conversions": _count(loop, r"I2F|F2I"),
@@ -100,6 +100,9 @@ def counts(disassembly: str) -> dict[str, Any]:
 
 
 _MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b"
+
+
+_WIDE = r"(LDG|LDGSTS)\b.*\."
 
 
 def fingerprint(launch: Launch) -> str:
@@ -138,8 +141,9 @@ def _aligned(value: Any) -> bool:
 
 def _longest_loop(code: list[tuple[int, str, str]]) -> list[str]:
     """Names of the instructions in the longest stretch that a jump backwards repeats; all of them if none does."""
+    exit_at = max((at for at, name, _ in code if name == "EXIT"), default=code[-1][0])  # behind it, waits are retried
     jumps = [(int(target.group(1), 16), at) for at, name, line in code
-             if name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", line))]  # fmt: skip
+             if at < exit_at and name.startswith("BRA") and (target := re.search(r"0x([0-9a-f]+)", line))]  # fmt: skip
     start, end = max(
         ((to, at) for to, at in jumps if to < at), key=lambda span: span[1] - span[0], default=(0, code[-1][0])
     )

@@ -86,7 +86,7 @@ def hadamard(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             [ 1.,  1., -1., -1.],
             [ 1., -1., -1.,  1.]])
     """
-    return _kronecker(_checked_factors(n)).to(dtype)
+    return kronecker(factors(n)).to(dtype)
 
 
 def hadamard_transform(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
@@ -99,45 +99,51 @@ def hadamard_transform(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
     """
     n = x.shape[-1]
     after, y = n, x
-    for factors in _passes(n):
-        H = _orthonormal(factors).to(dtype=x.dtype, device=x.device)
+    for orders in _passes(n):
+        H = _orthonormal(orders).to(dtype=x.dtype, device=x.device)
         H = H.T if inverse else H
         after //= len(H)
         y = y.reshape(-1, len(H)) @ H if after == 1 else H.T @ y.reshape(-1, len(H), after)
     return y.reshape(x.shape)
 
 
+def factors(n: int) -> tuple[int, ...]:
+    """The orders, decreasing, whose Kronecker product `hadamard` is of order `n`. Raises `ValueError` where none is.
+
+    >>> factors(14336)
+    (28, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+    """
+    found = _factors(n) if n >= 1 else None
+    if found is None:
+        raise ValueError(f"no Hadamard matrix of order {n} can be built: expected 1, 2 or a product of known orders")
+    return found
+
+
+def kronecker(orders: tuple[int, ...]) -> torch.Tensor:
+    """The Kronecker product (n, n), int8, of matrices of these orders, taken from `factors`."""
+    H = torch.ones(1, 1, dtype=torch.int8)
+    for order in orders:
+        H = torch.kron(H, _primitive(order))
+    return H
+
+
 @lru_cache(maxsize=512)
 def _passes(n: int) -> tuple[tuple[int, ...], ...]:
     """The Kronecker factors gathered into dense products, in the cheapest way."""
-    factors = _checked_factors(n)
+    orders = factors(n)
     best: list[tuple[int, tuple[tuple[int, ...], ...]]] = [(0, ())]  # cost and products of the first so many factors
-    for stop in range(1, len(factors) + 1):
+    for stop in range(1, len(orders) + 1):
         best.append(min(
-            (cost + math.prod(factors[start:stop]) + _PASS, (*passes, factors[start:stop]))
+            (cost + math.prod(orders[start:stop]) + _PASS, (*passes, orders[start:stop]))
             for start, (cost, passes) in enumerate(best)
         ))  # fmt: skip
     return best[-1][1]
 
 
 @lru_cache(maxsize=64)
-def _orthonormal(factors: tuple[int, ...]) -> torch.Tensor:
-    H = _kronecker(factors).double()
+def _orthonormal(orders: tuple[int, ...]) -> torch.Tensor:
+    H = kronecker(orders).double()
     return H / math.sqrt(len(H))
-
-
-def _kronecker(factors: tuple[int, ...]) -> torch.Tensor:
-    H = torch.ones(1, 1, dtype=torch.int8)
-    for order in factors:
-        H = torch.kron(H, _primitive(order))
-    return H
-
-
-def _checked_factors(n: int) -> tuple[int, ...]:
-    factors = _factors(n) if n >= 1 else None
-    if factors is None:
-        raise ValueError(f"no Hadamard matrix of order {n} can be built: expected 1, 2 or a product of known orders")
-    return factors
 
 
 @lru_cache(maxsize=4096)
