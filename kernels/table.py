@@ -2,9 +2,10 @@
 
 from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
+from kernels.lattice_product.rows import LATTICE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *TERNARY_KERNELS)
+KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS)
 
 
 def kernel_named(name: str) -> Kernel:
