@@ -115,6 +115,16 @@ class PackedModel:
 
     def block(self, i: int) -> tuple[nn.Module, dict[str, Quantized]]:
         """Block `i` as it was evaluated, activations and cache included, and its quantized layers by full name."""
+        block, layers = self.block_without_cache(i)
+        for transform in self.recipe.transforms if self.recipe.cache is None else ():
+            if isinstance(transform, RotateKeys):
+                rotate_keys(block, self.checkpoint.config, transform.fit(self.checkpoint.head_dim))
+        if self.recipe.held_cache is not None:
+            evaluate_through(block, self.checkpoint.config, self.recipe.held_cache, self.cache_tables(i))
+        return block, layers
+
+    def block_without_cache(self, i: int) -> tuple[nn.Module, dict[str, Quantized]]:
+        """The same for a cache of whoever runs it: keys go into it as they come, rounded and rotated by nobody."""
         architecture = self.checkpoint.architecture
         names = {layer: architecture.full_name(i, layer) for layer in architecture.layers}
         layers = {name: self.quantized(name) for name in names.values() if name in self.payloads}
@@ -125,11 +135,6 @@ class PackedModel:
             for layer, name in names.items():
                 max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
                 quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
-        for transform in self.recipe.transforms if self.recipe.cache is None else ():
-            if isinstance(transform, RotateKeys):
-                rotate_keys(block, self.checkpoint.config, transform.fit(self.checkpoint.head_dim))
-        if self.recipe.held_cache is not None:
-            evaluate_through(block, self.checkpoint.config, self.recipe.held_cache, self.cache_tables(i))
         return block, layers
 
     def cache_tables(self, i: int) -> Tables:

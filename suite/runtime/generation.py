@@ -1,0 +1,50 @@
+"""Greedy generation, timed: a prompt at once, then token after token through `transformers`' cache."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from suite.runtime.model import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Tokens (n,) that followed a prompt, the logits (n, vocabulary), float32, that each was the largest of, seconds.
+
+    `prefill_seconds` run to the first token, `step_seconds` are those of each further one.
+    """
+
+    tokens: torch.Tensor
+    logits: torch.Tensor | None
+    prefill_seconds: float
+    step_seconds: tuple[float, ...]
+
+
+@torch.no_grad()
+def generate(
+    runtime: Runtime, prompt: torch.Tensor, tokens: int, *, forced: torch.Tensor | None = None, keep: bool = False
+) -> Generated:
+    """The `tokens` most likely tokens, one after the other, behind `prompt` (n,); equal logits: the lowest token.
+
+    With `forced` (tokens,) the model is fed these instead of its own picks, which are still what comes back. `keep`
+    keeps logits. Raises `ValueError` for an empty prompt, and for more than the model's context.
+    """
+    context = int(runtime.model.config.max_position_embeddings)
+    if not (1 <= len(prompt) and 1 <= tokens and len(prompt) + tokens - 1 <= context):
+        raise ValueError(f"{tokens} tokens behind a prompt of {len(prompt)}: expected 1 or more of both, "
+                         f"{context + 1} or less together")  # fmt: skip
+    cache, fed = runtime.new_cache(), prompt[None].to(runtime.device)
+    picks, kept, times = [], [], []
+    for i in range(tokens):
+        begun = time.perf_counter()
+        logits = runtime.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].float()
+        pick = int((logits == logits.max()).nonzero()[0])
+        times.append(time.perf_counter() - begun)
+        picks.append(pick)
+        if keep:
+            kept.append(logits)
+        following = pick if forced is None else int(forced[i])
+        fed = torch.tensor([[following]], device=runtime.device)
+    return Generated(tokens=torch.tensor(picks), logits=torch.stack(kept) if keep else None,
+                     prefill_seconds=times[0], step_seconds=tuple(times[1:]))  # fmt: skip

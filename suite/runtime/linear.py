@@ -1,0 +1,98 @@
+"""`PackedLinear`: a linear layer whose weights stay packed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from kernels.hadamard import hadamard_transform
+from suite.quantized import Quantized
+from suite.runtime.products import Core, Prepared
+from suite.transforms import Frame
+
+MANY = 16  # rows from which on a product counts as prefill's: matrix units are full, and weights are read once for all
+
+# For a layer: what computes few rows, and what computes many; often the same.
+Prepare = Callable[[Core], tuple[Prepared, Prepared]]
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + bias from packed weights, in place of `nn.Linear`.
+
+    What a matrix was rounded in besides its own coordinates is done to inputs and outputs as they pass: a channel
+    scale, and signs and Hadamard matrices on both sides (`Frame`), in float32.
+    """
+
+    def __init__(self, found: Quantized, bias: torch.Tensor | None, prepare: Prepare, device: torch.device):
+        super().__init__()
+        self.out_features, self.in_features = found.grid.shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.few, self.many = prepare(core_of(found))
+        self._frame = None if found.frame is None else _on(found.frame.as_stored(), device)
+        self._in_scale = None if found.in_scale is None else found.in_scale.float().to(device)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that one token's product reads: packed weights and bias."""
+        return self.few.n_bytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of everything that is held."""
+        return self.n_bytes + (0 if self.many is self.few else self.many.n_bytes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (.., in) to outputs (.., out), of their type."""
+        rows = x.reshape(-1, self.in_features)
+        if self._in_scale is not None or self._frame is not None:
+            rows = self._into(rows.float()).to(x.dtype)
+        y = (self.few if len(rows) < MANY else self.many)(rows)
+        if self._frame is not None:
+            y = _out_of(self._frame, y.float())
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _into(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._in_scale is not None:
+            rows = rows / self._in_scale
+        if self._frame is not None:
+            rows = hadamard_transform(rows * self._frame.columns)
+        return rows
+
+    def extra_repr(self) -> str:
+        """Sizes and products."""
+        return (
+            f"{self.in_features}, {self.out_features}, few={type(self.few).__name__}, many={type(self.many).__name__}"
+        )
+
+
+def core_of(found: Quantized) -> Core:
+    """The matrix as it comes back from bytes, without frame and channel scale."""
+    return Core(found.codes, found.as_stored().grid)
+
+
+def _on(frame: Frame, device: torch.device) -> Frame:
+    return replace(frame, rows=frame.rows.to(device), columns=frame.columns.to(device))
+
+
+def _out_of(frame: Frame, y: torch.Tensor) -> torch.Tensor:
+    """Outputs (rows, out) of the matrix in its frame as those of the matrix: what `Frame.back` does to its rows."""
+    return hadamard_transform(y, inverse=True) * frame.rows
+
+
+def through_products(
+    module: nn.Module, layers: Mapping[str, Quantized], prepare: Prepare, device: torch.device, prefix: str = ""
+) -> None:
+    """Put a `PackedLinear` in the place of every linear layer of `module` that is quantized, hooks and all.
+
+    `layers` are by full name, which begins with `prefix`.
+    """
+    for name, found in layers.items():
+        inner = name.removeprefix(prefix)
+        old = module.get_submodule(inner)
+        assert isinstance(old, nn.Linear), f"{name} is a {type(old).__name__}"
+        new = PackedLinear(found, old.bias, prepare, device)
+        new._forward_pre_hooks, new._forward_hooks = old._forward_pre_hooks, old._forward_hooks
+        module.set_submodule(inner, new)
