@@ -42,8 +42,9 @@ def pack(
 ) -> IntegerWeights:
     """Lay out codes (outputs, inputs) in [0, 2^bits) with `scale` and `zero` (outputs, ceil(inputs / group)).
 
-    `group` None means one scale for all inputs of an output. Raises `ValueError` for other widths, for groups that are
-    no multiple of 32 (of 16 at 3 bits), for shapes that do not match and codes out of range.
+    `group` None means one scale for all inputs of an output, as any group does that holds them. Raises `ValueError` for
+    other widths, for smaller groups that are no multiple of 32 (of 16 at 3 bits), for shapes that do not match, and for
+    codes out of range.
     """
     if bits not in WIDTHS:
         raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")
@@ -53,9 +54,9 @@ def pack(
     outputs, inputs = codes.shape
     layout = layout_of(bits)
     whole = layout.tiles(inputs) * layout.inputs
-    group = whole if group is None else group
+    shape = (outputs, 1 if group is None else -(-inputs // max(group, 1)))
+    group = whole if group is None or group >= inputs else group
     require_multiple("group", group, layout.rows)
-    shape = (outputs, -(-inputs // group))
     require("scale", scale, shape=shape, dtypes=(torch.float16,), device=codes.device)
     if zero is not None:
         require("zero", zero, shape=shape, dtypes=(torch.float16,), device=codes.device)
@@ -69,12 +70,15 @@ def pack(
 
 def validate(weights: IntegerWeights) -> None:
     """Raise `ValueError` unless the parts of `weights` belong together."""
+    if weights.bits not in WIDTHS:
+        raise ValueError(f"weights of {weights.bits} bits, expected one of {WIDTHS}")
     layout, padded = weights.layout, columns(weights.outputs)
+    require_multiple("group", weights.group, layout.rows)
+    tiles = layout.tiles(weights.inputs)
     require(
-        "words", weights.words, dtypes=(torch.int16,),
-        shape=(layout.tiles(weights.inputs), layout.planes, layout.rows, padded),
+        "words", weights.words, dtypes=(torch.int16,), shape=(tiles, layout.planes, layout.rows, padded)
     )  # fmt: skip
-    groups = -(-layout.tiles(weights.inputs) * layout.inputs // weights.group)
+    groups = -(-tiles * layout.inputs // weights.group)
     for name in ("scale", "zero"):
         tensor = getattr(weights, name)
         if tensor is not None:

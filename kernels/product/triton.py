@@ -151,7 +151,14 @@ def shifted(words, BY: tl.constexpr):
     """Words shifted right by `BY`, two in one operation. The high `BY` bits of each are undefined: mask them."""
     if INTERPRETED:
         return words >> BY
-    return tl.inline_asm_elementwise(f"shr.b32 $0, $1, {BY};", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+    asm: tl.constexpr = shift_assembly(BY)
+    return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+
+
+@triton.constexpr_function
+def shift_assembly(by: int) -> str:
+    """What `shifted` does on a GPU, to two words in a register."""
+    return f"shr.b32 $0, $1, {by};"
 
 
 @triton.jit
@@ -163,9 +170,15 @@ def raised(words, MASK: tl.constexpr, MAGIC: tl.constexpr):
     """
     if INTERPRETED:
         return (words & MASK) ^ MAGIC
-    known: tl.constexpr = f"or.b32 mask, mask, {MASK * 0x10001:#x}; lop3.b32 $0, $1, mask, {MAGIC * 0x10001:#x}, 0x6a;"
-    asm: tl.constexpr = f"{{ .reg .b32 mask; mov.u32 mask, %ctaid.z; shr.u32 mask, mask, 16; {known} }}"
+    asm: tl.constexpr = raise_assembly(MASK, MAGIC)
     return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+
+
+@triton.constexpr_function
+def raise_assembly(mask: int, magic: int) -> str:
+    """What `raised` does on a GPU, to two words in a register."""
+    known = f"or.b32 mask, mask, {mask * 0x10001:#x}; lop3.b32 $0, $1, mask, {magic * 0x10001:#x}, 0x6a;"
+    return f"{{ .reg .b32 mask; mov.u32 mask, %ctaid.z; shr.u32 mask, mask, 16; {known} }}"
 
 
 @triton.jit
