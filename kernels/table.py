@@ -1,11 +1,12 @@
 """Every kernel, in one table: adding one is a folder and its lines here."""
 
+from kernels.float_product.rows import FLOAT_KERNELS
 from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
 from kernels.lattice_product.rows import LATTICE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS)
+KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS)
 
 
 def kernel_named(name: str) -> Kernel:

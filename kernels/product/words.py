@@ -92,9 +92,10 @@ def from_words(
     """The inverse of `to_words`: int32 codes (outputs, inputs)."""
     wide = words.to(torch.int32) & 0xFFFF
     zero = torch.zeros_like(wide[:, 0])
+    known = [(places or fields)(layout, piece) for piece in range(layout.pieces)]
     pieces = [
-        sum((((wide[:, plane] >> shift) & mask) << at for plane, shift, mask, at in fields(layout, piece)), start=zero)
-        for piece in range(layout.pieces)
+        sum((((wide[:, plane] >> shift) & mask) << at for plane, shift, mask, at in parts), start=zero)
+        for parts in known
     ]
     return torch.stack(pieces, 1).reshape(-1, words.shape[3])[:inputs, :outputs].T.contiguous()
 
