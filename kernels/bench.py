@@ -193,7 +193,7 @@ def _timing(ready: Ready, seconds: Sequence[float]) -> Timing:
     made = ready.contender
     lower, _, upper = quantiles(seconds, n=4, method="inclusive")
     return Timing(
-        name=made.name, shape=made.shape, dtype=made.dtype, median_seconds=median(seconds), lower_seconds=lower,
-        upper_seconds=upper, replays=len(seconds), copies=len(made.calls), bytes_moved=made.bytes_moved,
-        error=ready.error, launch=made.launch,
+        name=made.name, kind=made.kind, shape=made.shape, dtype=made.dtype, median_seconds=median(seconds),
+        lower_seconds=lower, upper_seconds=upper, replays=len(seconds), copies=len(made.calls),
+        bytes_moved=made.bytes_moved, error=ready.error, launch=made.launch,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kernels.results import Shape
+from kernels.results import Kind, Shape
 
 ROTATED_BYTES = 180_000_000  # of weights in turns at least: 3 times the 60 MB of an H200's cache
 ROTATED = 8  # times the cache: a random replacement hits h = exp((h - 1) n) at n times, 6% at 3, 0.03% at 8
@@ -20,6 +20,7 @@ class Contender:
     """
 
     name: str
+    kind: Kind
     shape: Shape
     dtype: str
     calls: tuple[Callable[[], torch.Tensor], ...]

@@ -135,7 +135,7 @@ def _contender(
     nbytes = made.codes.numel() // 2 + made.scale.nbytes
     held = [build() for _ in range(n_copies(nbytes, rotated_bytes))]
     return Contender(
-        name=name, shape=shape, dtype=dtype, calls=tuple(lambda one=one: call(one) for one in held),  # type: ignore[misc]
+        name=name, kind="peer", shape=shape, dtype=dtype, calls=tuple(lambda one=one: call(one) for one in held),  # type: ignore[misc]
         bytes_moved=nbytes + made.x.nbytes + 2 * made.product.numel(), reference=made.product, tolerance=TOLERANCE,
     )  # fmt: skip
 
@@ -153,7 +153,7 @@ def bitsandbytes(shape: Shape, seed: int, device: str, rotated_bytes: int) -> Co
     for _ in range(n_copies(nbytes, rotated_bytes) - 1):
         states.append(library.functional.quantize_4bit(dense, blocksize=NF4_BLOCK, quant_type="nf4"))
     return Contender(
-        name="bitsandbytes nf4", shape=shape, dtype="float16",
+        name="bitsandbytes nf4", kind="peer", shape=shape, dtype="float16",
         calls=tuple(lambda w=w, s=s: library.matmul_4bit(x, w.t(), s) for w, s in states),  # type: ignore[misc]
         bytes_moved=nbytes + x.nbytes + 2 * shape.rows * shape.outputs, reference=x.double() @ exact.T,
         tolerance=TOLERANCE,

@@ -7,8 +7,9 @@ among them, were timed in turns in the same run, so that their ratios are of one
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+Kind = Literal["kernel", "peer", "yardstick"]
 COPY, READ, DENSE = "copy", "read", "bf16"  # yardsticks: see `kernels.yardsticks`
 
 
@@ -32,6 +33,7 @@ class Timing:
     """
 
     name: str
+    kind: Kind
     shape: Shape
     dtype: str
     median_seconds: float

@@ -72,7 +72,8 @@ def contender(made: Rotated, machine: Machine, seed: int, until: float) -> Conte
     kernel, entry = made.entry.kernel, made.entry
     launches, said = tuned(made.launches, machine, seed, until)
     return Contender(
-        name=kernel.name, shape=entry.shape, dtype=entry.dtype, calls=tuple(launch.run for launch in launches),
+        name=kernel.name, kind="kernel", shape=entry.shape, dtype=entry.dtype,
+        calls=tuple(launch.run for launch in launches),
         bytes_moved=kernel.bytes_moved(*made.arguments), reference=kernel.reference(*made.arguments),
         tolerance=kernel.tolerance, launch=said,
     )  # fmt: skip

@@ -18,8 +18,8 @@ def copy(shape: Shape, seed: int, device: str, rotated_bytes: int, buffer: int =
     source = _random(seed, device, buffer)
     target = torch.empty_like(source)
     return Contender(
-        name=COPY, shape=shape, dtype="float32", calls=(lambda: target.copy_(source),), bytes_moved=2 * buffer,
-        reference=source,
+        name=COPY, kind="yardstick", shape=shape, dtype="float32", calls=(lambda: target.copy_(source),),
+        bytes_moved=2 * buffer, reference=source,
     )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def read(shape: Shape, seed: int, device: str, rotated_bytes: int, buffer: int =
     """`buffer` bytes summed by the library: reads alone, as a product with few rows does."""
     source = _random(seed, device, buffer)
     return Contender(
-        name=READ, shape=shape, dtype="float32", calls=(source.sum,), bytes_moved=buffer,
+        name=READ, kind="yardstick", shape=shape, dtype="float32", calls=(source.sum,), bytes_moved=buffer,
         reference=source.sum(dtype=torch.float64), tolerance=SUMMED,
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def dense(shape: Shape, seed: int, device: str, rotated_bytes: int) -> Contender
     weights = torch.randn(shape.outputs, shape.inputs, generator=draw, device=device).bfloat16()
     copies = [weights] + [weights.clone() for _ in range(n_copies(weights.nbytes, rotated_bytes) - 1)]
     return Contender(
-        name=DENSE, shape=shape, dtype="bfloat16", calls=tuple(_linear(x, one) for one in copies),
+        name=DENSE, kind="yardstick", shape=shape, dtype="bfloat16", calls=tuple(_linear(x, one) for one in copies),
         bytes_moved=x.nbytes + weights.nbytes + 2 * shape.rows * shape.outputs,
         reference=x.double() @ weights.double().T, tolerance=ROUNDING,
     )  # fmt: skip

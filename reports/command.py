@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from reports import coordinates_page, entropy_page
+from reports import coordinates_page, entropy_page, kernels_page
 from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
 from reports.entropy_page import draw_entropy, render_entropy
 from reports.figures import csv_text, pdf, svg
 from reports.frontier import Study, studies
+from reports.kernels import read_kernels
+from reports.kernels_page import Run, draw_kernels, render_kernels
 from reports.page import Drawn, draw, render
 from reports.sections import Section
 from suite.store import Store
@@ -28,23 +30,28 @@ from suite.store import Store
 def report(store: Path, out: Path, figures: bool) -> None:
     """Make self-contained HTML pages of the results in a store.
 
-    report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost.
+    report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost;
+    kernels.html, which needs no store, what has been measured of the kernels.
     """
-    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE])
+    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE])
     if figures:
         check_folder(out / "figures")
     found, entropy, coordinates = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
-    beside = [page for page, there in ((entropy_page.PAGE, coded), (coordinates_page.PAGE, turned)) if there]
+    timed = read_kernels()
+    runs = draw_kernels(timed)
+    there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True}
+    beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
         made[out / entropy_page.PAGE] = render_entropy(coded, beside_report=bool(drawn)).encode()
     if turned:
         made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
+    made[out / kernels_page.PAGE] = render_kernels(timed, runs, beside_report=bool(drawn)).encode()
     if figures:
-        made |= {out / "figures" / name: content for name, content in figure_files(drawn, coded + turned).items()}
+        made |= {out / "figures" / name: content for name, content in figure_files(drawn, coded + turned, runs).items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -83,10 +90,11 @@ def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:
             raise ValueError(f"cannot write the file {folder / name}: it is a folder")
 
 
-def figure_files(drawn: Drawn, sections: Sequence[Section]) -> dict[str, bytes]:
+def figure_files(drawn: Drawn, sections: Sequence[Section], runs: Sequence[Run] = ()) -> dict[str, bytes]:
     """Name and content of the files of all figures."""
     made: dict[str, bytes] = {}
     named = [(name, plots) for _, name, plots in drawn] + [(s.stem, s.plots) for s in sections]
+    named += [(run.stem, [run.plot]) for run in runs if run.plot]
     for name, plots in named:
         for plot in plots:
             stem = f"{name}-{plot.key}"

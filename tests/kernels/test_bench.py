@@ -300,7 +300,7 @@ def test_integers_of_peers_multiply_as_their_codes_say():
 
 
 def results(**changes):
-    timing = Timing(name="w4a16-gemv", shape=Shape(1, 28672, 8192), dtype="float16", median_seconds=3e-5,
+    timing = Timing(name="w4a16-gemv", kind="kernel", shape=Shape(1, 28672, 8192), dtype="float16", median_seconds=3e-5,
                     lower_seconds=2.9e-5, upper_seconds=3.2e-5, replays=100, copies=4, bytes_moved=120_000_000,
                     error=0.3, launch="BLOCK_N 128")  # fmt: skip
     made = Results(

@@ -99,7 +99,8 @@ def test_the_command_writes_pages_that_name_each_other_and_figures(tmp_path):
     arguments = ["--store", str(tmp_path / "s.db"), "--out", str(tmp_path / "out"), "--figures"]
     assert CliRunner().invoke(report, arguments, catch_exceptions=False).exit_code == 0
     texts = {p.name: p.read_text() for p in (tmp_path / "out").glob("*.html")}
-    assert set(texts) == {"report.html", "coordinates.html"}
+    assert set(texts) == {"report.html", "coordinates.html", "kernels.html"}
+    assert 'href="kernels.html"' in texts["report.html"] and 'href="report.html"' in texts["kernels.html"]
     assert 'href="coordinates.html"' in texts["report.html"] and 'href="report.html"' in texts["coordinates.html"]
     for ending in ("svg", "pdf", "csv"):
         for figure in ("model-tiny-layers", "model-tiny-alpha", "model-tiny-salience", "cache-tiny-caches"):
