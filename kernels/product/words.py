@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+WIDTHS = (1, 2, 3, 4, 6, 8, 16)  # of codes that a tile's words hold with no bit to spare
 COLUMNS = 8  # outputs are padded to a multiple of this: 8 words are 16 bytes
 
 
@@ -103,10 +104,11 @@ def from_words(
 def fields(layout: Layout, piece: int) -> list[tuple[int, int, int, int]]:
     """Where the bits of `piece` lie: (plane, lowest bit in the word, mask, lowest bit in the code)."""
     bits, word = layout.bits, 16 // layout.bits
+    if bits not in WIDTHS:
+        raise ValueError(f"codes of {bits} bits have no layout in 16-bit words; widths are {WIDTHS}")
     if 16 % bits == 0 or piece < 3 * word:
         return [(piece // word, piece % word * bits, 2**bits - 1, 0)]
     if bits == 3:  # one spare bit a word
         return [(plane, 15, 1, plane) for plane in range(3)]
-    if bits == 6:  # a spare nibble a word: the middle one is shared
-        return [(0, 12, 15, 0), (1, 12, 3, 4)] if piece == 6 else [(2, 12, 15, 0), (1, 14, 3, 4)]
-    raise ValueError(f"codes of {bits} bits have no layout in 16-bit words; widths are 1, 2, 3, 4, 6, 8, 16")
+    # 6 bits, a spare nibble a word: the middle one is shared
+    return [(0, 12, 15, 0), (1, 12, 3, 4)] if piece == 6 else [(2, 12, 15, 0), (1, 14, 3, 4)]
