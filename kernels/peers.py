@@ -163,7 +163,7 @@ def bitsandbytes(shape: Shape, seed: int, device: str, rotated_bytes: int) -> Co
 _FOUR_BITS = ("w4a16-gemv", "w4a16-gemm")
 PEERS: tuple[Peer, ...] = (
     Peer(name="aten int4", beside=_FOUR_BITS, build=aten),
-    Peer(name="bitsandbytes nf4", beside=("nf4a16-gemv",), build=bitsandbytes),
+    Peer(name="bitsandbytes nf4", beside=("nf4a16-gemv", "nf4a16-gemm"), build=bitsandbytes),
     Peer(name="gemlite", beside=_FOUR_BITS, build=gemlite, slow=True),
     Peer(name="humming", beside=_FOUR_BITS, build=humming, slow=True),
 )

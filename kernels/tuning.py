@@ -72,7 +72,8 @@ def contender(made: Rotated, machine: Machine, seed: int, until: float) -> Conte
     kernel, entry = made.entry.kernel, made.entry
     launches, said = tuned(made.launches, machine, seed, until)
     return Contender(
-        name=kernel.name, kind="kernel", shape=entry.shape, dtype=entry.dtype,
+        name=kernel.name, kind="kernel", shape=entry.shape,
+        dtype=entry.dtype or str(made.arguments[0].dtype).removeprefix("torch."),
         calls=tuple(launch.run for launch in launches),
         bytes_moved=kernel.bytes_moved(*made.arguments), reference=kernel.reference(*made.arguments),
         tolerance=kernel.tolerance, launch=said,
