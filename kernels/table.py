@@ -5,8 +5,9 @@ from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
 from kernels.lattice_product.rows import LATTICE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
+from kernels.trellis_product.rows import TRELLIS_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS)
+KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *TRELLIS_KERNELS)
 
 
 def kernel_named(name: str) -> Kernel:
