@@ -43,9 +43,15 @@ def moved(words, UP: tl.constexpr):
         if shared.INTERPRETED:
             words = words << UP
         else:
-            asm: tl.constexpr = f"shl.b32 $0, $1, {UP};"
+            asm: tl.constexpr = lift_assembly(UP)
             words = tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
     return words
+
+
+@triton.constexpr_function
+def lift_assembly(by: int) -> str:
+    """What `moved` does on a GPU, to two words in a register."""
+    return f"shl.b32 $0, $1, {by};"
 
 
 @triton.jit
@@ -121,12 +127,18 @@ def spread(bytes, ROWS: tl.constexpr, AT: tl.constexpr, TIMES: tl.constexpr, PLU
     if shared.INTERPRETED:
         bits = (((whole >> (8 * AT)) & 255) * TIMES + PLUS).to(tl.int16)
     else:
-        # both halves of a register at once; rows 2 i and 2 i + 1 have the same integer
-        take: tl.constexpr = f"prmt.b32 byte, $1, 0, {0x4440 + AT:#x};"
-        spread: tl.constexpr = f"mad.lo.u32 $0, byte, {TIMES * 0x10001:#x}, {PLUS * 0x10001 & 0xFFFFFFFF:#x};"
-        asm: tl.constexpr = f"{{ .reg .b32 byte; {take} {spread} }}"
+        # rows 2 i and 2 i + 1 have the same integer
+        asm: tl.constexpr = spread_assembly(AT, TIMES, PLUS)
         bits = tl.inline_asm_elementwise(asm, "=r,r,r", [whole], dtype=tl.int16, is_pure=True, pack=2)
     return shared.as_half(bits, DTYPE)
+
+
+@triton.constexpr_function
+def spread_assembly(at: int, times: int, plus: int) -> str:
+    """What `spread` does on a GPU: both halves of a register at once."""
+    take = f"prmt.b32 byte, $1, 0, {0x4440 + at:#x};"
+    place = f"mad.lo.u32 $0, byte, {times * 0x10001:#x}, {plus * 0x10001 & 0xFFFFFFFF:#x};"
+    return f"{{ .reg .b32 byte; {take} {place} }}"
 
 
 @triton.jit
