@@ -113,8 +113,11 @@ def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape, list[Entry]]]:
                 entry = Entry(kernel=kernel, size=size, dtype=dtype, inputs=inputs)
                 if nth == 0 or _large(entry.shape):
                     found.setdefault(entry.shape, []).append(entry)
-    rows = {target.rows for target in TARGETS}
-    return sorted(found.items(), key=lambda item: not (_large(item[0]) and item[0].rows in rows))
+    return sorted(found.items(), key=lambda item: not _targeted(item[0]))
+
+
+def _targeted(shape: Shape) -> bool:
+    return _large(shape) and any(target.rows == shape.rows for target in TARGETS)
 
 
 def _large(shape: Shape) -> bool:
@@ -161,8 +164,8 @@ def _ready(
 def _peer(peer: Peer, run: _Run, arguments: tuple[Shape, int, str, int]) -> Contender:
     shape = arguments[0]
     if peer.slow:
-        if not any(peer.name == t.against and t.rows == shape.rows for t in TARGETS) or not _large(shape):
-            raise Absent("it tunes or compiles itself for long: only at shapes of its targets")
+        if not _targeted(shape):
+            raise Absent("it tunes or compiles itself for long: only at shapes of targets")
         if run.end - run.machine.now() < SLOW_SECONDS:
             raise Absent(f"it tunes or compiles itself for long, and less than {SLOW_SECONDS} s were left")
     return peer.build(*arguments)

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -102,15 +103,22 @@ class Gpu:
 
 
 def _nvidia_smi() -> dict[str, str]:
-    """Driver, clocks, temperature and power of the current device; nothing where the tool is missing or fails."""
+    """Driver, clocks, temperature and power of the current device, or why they are not known."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return {}
-    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    command = [tool, f"--id={uuid}", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
+        return {"nvidia-smi": "not installed"}
+    command = [tool, f"--query-gpu={','.join(('uuid', *_SMI))}", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    values = [value.strip() for value in said.stdout.strip().split(",")]
-    return dict(zip(_SMI, values, strict=True)) if said.returncode == 0 and len(values) == len(_SMI) else {}
+    return smi_facts(said.stdout, str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+
+
+def smi_facts(said: str, uuid: str) -> dict[str, str]:
+    """The line of nvidia-smi's table (without header) that is about the device of that uuid, or the only one."""
+    lines = [[value.strip() for value in line.split(",")] for line in said.strip().splitlines()]
+    own = [line for line in lines if uuid in line[0]] or lines
+    if len(own) != 1 or len(own[0]) != 1 + len(_SMI):
+        return {"nvidia-smi": f"said nothing of {uuid}: {said.strip()[:100]}"}
+    return dict(zip(_SMI, own[0][1:], strict=True))
 
 
 _CHECK = """
@@ -120,6 +128,7 @@ from kernels.table import kernel_named
 for name in sys.argv[1:]:
     kernel = kernel_named(name)
     checked(kernel, kernel.check[-1], 0, "cuda")
+    print("done", name, flush=True)
 """
 
 
@@ -131,12 +140,20 @@ def sanitized(kernels: Sequence[str], seconds: float) -> str:
     tool = shutil.which(SANITIZER)
     if tool is None:
         return f"{SANITIZER} is not installed"
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", _CHECK, *kernels]
+    command = [tool, "--tool", "memcheck", sys.executable, "-c", _CHECK, *kernels]
     alone = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=alone)
-    except subprocess.TimeoutExpired:
-        return f"{SANITIZER} was not done after {seconds:.0f} s"
-    summary = [line for line in said.stdout.splitlines() if "ERROR SUMMARY" in line]
-    last = (summary or said.stderr.strip().splitlines() or ["no output"])[-1].strip("= ")
-    return f"{SANITIZER}, {len(kernels)} kernels, exit {said.returncode}: {last}"
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            ended = subprocess.run(command, stdout=output, stderr=output, timeout=seconds, env=alone).returncode
+            end = f"ended with status {ended}"
+        except subprocess.TimeoutExpired:
+            end = f"stopped after {seconds:.0f} s"
+        output.seek(0)
+        return f"{sanitizer_summary(output.read(), len(kernels))}, {end}"
+
+
+def sanitizer_summary(said: str, kernels: int) -> str:
+    """How many kernels were gone through, and how many accesses were found: those that the tool begins with Invalid."""
+    done = sum(line.startswith("done ") for line in said.splitlines())
+    errors = sum(line.startswith("========= Invalid") for line in said.splitlines())
+    return f"{SANITIZER} found {errors} in {done} of {kernels} kernels"

@@ -8,15 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 from kernels import bench, command, peers, session, tuning, yardsticks
 from kernels.contender import copied, n_bytes, n_copies, rotated_bytes
-from kernels.gpu import Gpu
 from kernels.kernel import Kernel, Size
-from kernels.results import COPY, DENSE, READ, Absence, Agreement, Results, Shape, Timing
+from kernels.results import COPY, DENSE, READ, Agreement, Results, Shape
 from kernels.table import KERNELS, kernel_named
-from kernels.targets import LARGE, TARGETS, Target, verdict
 
 SMALL = tuple(
     (name, partial(build, buffer=1 << 12) if name != DENSE else build) for name, build in yardsticks.YARDSTICKS
@@ -226,6 +223,16 @@ def test_tuning_ends_in_time_and_without_any_the_default_stays():
     assert "not tuned" in tuning.tuned(made.launches, machine, 0, until=0.0)[1]
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_row_of_products_can_be_measured(kernel):
+    size = kernel.check[0]
+    if not isinstance(size, Size):
+        pytest.skip(f"sizes of {kernel.name} are not those of a product")
+    found = measured(replace(kernel, bench=(size,)), yardsticks=())
+    (timing,) = found.timings
+    assert found.absences == () and timing.dtype and timing.copies * timing.bytes_moved >= Machine.rotated_bytes
+
+
 class Broken(Machine):
     def capture(self, calls):
         raise RuntimeError("an illegal memory access was encountered")
@@ -255,77 +262,16 @@ def test_peers_are_timed_beside_their_kernels_and_absent_ones_named():
     assert [(a.name, a.reason) for a in found.absences] == [("gone", "not today")]
 
 
-def test_slow_peers_are_measured_at_shapes_of_their_targets_alone_and_with_time_to_spare():
+def test_slow_peers_are_measured_at_shapes_of_targets_alone_and_with_time_to_spare():
     gemlite, shape = peer("gemlite", lambda *_: "made", slow=True), Shape(1, 28672, 8192)
     run = bench._Run(machine=Machine(), seed=0, end=100.0)
     assert bench._peer(gemlite, run, (shape, 0, "cpu", 1)) == "made"
     for other in (Shape(1, 4096, 4096), Shape(2, 28672, 8192)):
-        with pytest.raises(peers.Absent, match="only at shapes of its targets"):
+        with pytest.raises(peers.Absent, match="only at shapes of targets"):
             bench._peer(gemlite, run, (other, 0, "cpu", 1))
     run.machine.clock = 50.0
     with pytest.raises(peers.Absent, match="less than 60 s"):
         bench._peer(gemlite, run, (shape, 0, "cpu", 1))
-
-
-def test_bitsandbytes_is_called_as_it_wants_to_be():
-    made = peers.bitsandbytes(Shape(1, 64, 128), 0, "cpu", 10_000)
-    assert len(made.calls) == 3 and made.bytes_moved == 64 * 64 + 4 * 128 + 256 + 128
-    assert bench._checked(lambda: made, Machine()).error < 1
-
-
-def test_operations_of_aten_are_there_with_the_arguments_they_are_called_with():
-    convert, multiply = torch.ops.aten._convert_weight_to_int4pack, torch.ops.aten._weight_int4pack_mm
-    assert str(convert.default._schema).endswith("(Tensor self, int innerKTiles) -> Tensor")
-    assert str(multiply.default._schema).endswith(
-        "(Tensor self, Tensor mat2, int qGroupSize, Tensor qScaleAndZeros) -> Tensor"
-    )
-    with FakeTensorMode():
-        packed = convert(torch.empty(64, 128, dtype=torch.uint8, device="meta"), 8)
-        x, sides = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1, 256), (2, 64, 2)))
-        assert multiply(x, packed, 128, sides).shape == (1, 64)
-
-
-@pytest.mark.parametrize("build", [peers.aten, peers.gemlite, peers.humming])
-def test_peers_that_need_a_gpu_say_what_is_missing(build):
-    with pytest.raises(peers.Absent, match=r"cannot import|on cpu"):
-        build(Shape(1, 64, 128), 0, "cpu", 1000)
-    with pytest.raises(peers.Absent, match="does not divide"):
-        build(Shape(1, 65, 128), 0, "cpu", 1000)
-
-
-def test_integers_of_peers_multiply_as_their_codes_say():
-    made = peers._integers(Shape(2, 64, 256), 0, "cpu", torch.float16)
-    weight = (made.codes.double() - 8) * made.scale.double().repeat_interleave(128, 1)
-    assert torch.equal(made.product, made.x.double() @ weight.T)
-
-
-def results(**changes):
-    timing = Timing(name="w4a16-gemv", kind="kernel", shape=Shape(1, 28672, 8192), dtype="float16", median_seconds=3e-5,
-                    lower_seconds=2.9e-5, upper_seconds=3.2e-5, replays=100, copies=4, bytes_moved=120_000_000,
-                    error=0.3, launch="BLOCK_N 128")  # fmt: skip
-    made = Results(
-        device="GPU", facts={"driver": "1"}, versions={"torch": "2"}, command="bitfrontier kernels --bench", when="now",
-        seed=3, seconds=2.5, timings=(timing,),
-        absences=(Absence(name="gemlite", reason="cannot import gemlite", shape=Shape(1, 1, 1)),
-                  Absence(name="all", reason="x")),
-        agreements=(Agreement(kernel="k", size="1", dtype="", inputs=10, excess=0.2, passed=True),),
-        sanitizer="clean", notes=("slow",),
-    )  # fmt: skip
-    return replace(made, **changes)
-
-
-def test_results_come_back_from_their_file():
-    for made in (results(), results(timings=(), absences=(), agreements=()), measured(toy())):
-        assert Results.from_json(made.to_json()) == made
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"timings": 3}', results().to_json().replace("seed", "seeds")])
-def test_other_files_are_refused(text):
-    with pytest.raises(ValueError, match="not the results of a bench"):
-        Results.from_json(text)
-
-
-BIG = Shape(1, 28672, 8192)
 
 
 def failing(*_):
@@ -342,7 +288,8 @@ def test_checks_of_one_kernel_do_not_fall_with_another_and_end_in_time():
     assert (first.kernel, first.excess, first.passed) == ("broken", None, False)
     assert (second.kernel, second.inputs, second.passed) == ("toy", 6, True) and third.inputs == 3
     assert 0 <= max(c.excess for c in found[2:8]) == second.excess <= 1
-    assert Results.from_json(results(agreements=(first, second)).to_json()).agreements == (first, second)
+    told = measured(toy(), agreements=(first, second))
+    assert Results.from_json(told.to_json()) == told and told.agreements == (first, second)
     clock = iter(range(100))
     found = session.check_all(
         [right, toy("late")], 2, "cpu", seconds=1.5, now=lambda: next(clock), progress=said.append
@@ -367,62 +314,6 @@ def test_the_command_writes_results_and_tells_verdicts(monkeypatch, tmp_path, ca
 
 def test_results_are_named_by_their_device(tmp_path):
     assert session.results_path(tmp_path, "NVIDIA H200 (SXM)").name == "kernels-nvidia-h200-sxm.json"
-
-
-def at(name, microseconds, shape=BIG, dtype="float16", nbytes=120_000_000):
-    return replace(results().timings[0], name=name, median_seconds=microseconds / 1e6, shape=shape, dtype=dtype,
-                   bytes_moved=nbytes)  # fmt: skip
-
-
-def test_verdicts_are_of_the_worst_large_shape_in_one_run():
-    target = Target(kernel="w4a16-gemv", against=DENSE, ratio=2.8, basis="speed", source="")
-    other, small = Shape(1, 8192, 28672), Shape(1, 4096, 4096)
-    fast = (at("w4a16-gemv", 30), at(DENSE, 90, dtype="bfloat16"))
-    slow = (at("w4a16-gemv", 40, other), at(DENSE, 100, other))
-    tiny = (at("w4a16-gemv", 4, small), at(DENSE, 4, small))
-    met = verdict(target, results(timings=fast + tiny))
-    assert (str(met), met.shape, met.reason) == ("met 3.00", Shape(1, 28672, 8192), "")
-    missed = verdict(target, results(timings=fast + slow + tiny))
-    assert (str(missed), missed.shape) == ("missed 2.50", other)
-
-
-def test_verdicts_by_bandwidth_and_by_type_of_activations():
-    copy = at(COPY, 500, nbytes=2 << 30)
-    share = Target(kernel="w4a16-gemv", against=COPY, ratio=0.75, basis="bandwidth", source="")
-    assert str(verdict(share, results(timings=(at("w4a16-gemv", 30), copy)))) == f"met {120 / 30 / (2**31 / 5e8):.2f}"
-    exact = Target(kernel="w4a16-gemv", against="aten int4", ratio=1.2, basis="speed", dtype="bfloat16", source="")
-    both = (at("w4a16-gemv", 30), at("w4a16-gemv", 40, dtype="bfloat16"), at("aten int4", 44, dtype="bfloat16"))
-    assert str(verdict(exact, results(timings=both))) == "missed 1.10"
-
-
-def test_without_a_run_or_a_peer_targets_are_not_measured_and_the_reason_is_said():
-    target = Target(kernel="w4a16-gemv", against="gemlite", ratio=1.0, basis="speed", source="")
-    assert str(verdict(target, None)) == "not measured" and "GPU" in verdict(target, None).reason
-    found = verdict(target, results())
-    assert str(found) == "not measured" and found.reason == "gemlite: cannot import gemlite"
-    assert verdict(target, results(absences=())).reason == "gemlite: not asked for"
-
-
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.kernel} {t.against} {t.rows}")
-def test_every_target_is_of_a_row_that_is_timed_at_such_a_shape_beside_the_other(target):
-    kernel = kernel_named(target.kernel)
-    assert any(s.rows == target.rows and s.outputs * s.inputs >= LARGE for s in kernel.bench)
-    others = {COPY, READ, DENSE, *(kernel.name for kernel in KERNELS)}
-    beside = {peer.name: set(peer.beside) for peer in peers.PEERS}
-    companions = {k.name for k in KERNELS if set(k.bench) & set(kernel.bench)}
-    assert target.against in others or beside[target.against] & companions
-    assert target.source and str(target).startswith(f"at least {target.ratio:g} times the ")
-
-
-def test_no_gpu_no_bench(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device"):
-        Gpu()
-
-
-def test_reports_read_results_and_targets_without_torch():
-    code = "import kernels.results, kernels.targets, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 AHEAD = """
