@@ -26,7 +26,8 @@ from kernels.targets import LARGE, TARGETS
 from kernels.tuning import Entry, Machine, contender, rotated
 from kernels.yardsticks import YARDSTICKS, Yardstick
 
-ROUNDS = 100  # the median of so many has a standard error of an eighth of one replay's
+ROUNDS = 60  # the median of so many has a standard error of a sixth of one replay's
+WARMING = 5  # rounds before, which are not counted
 TURNS = 2  # through the copies in a replay: 1 GB on an H200, 0.2 ms, hundreds of times the resolution of its events
 WEIGHT = 4  # of a shape with `LARGE` weights in the budget, beside 1 of others
 SLOW_SECONDS = 60  # that must be left for a peer that tunes or compiles itself
@@ -52,10 +53,10 @@ class _Run:
     end: float  # on the machine's clock
     absences: list[Absence] = field(default_factory=list)
 
-    def attempt(self, name: str, shape: Shape, dtype: str, build: Callable[[], T]) -> T | None:
-        """What `build` makes; where it cannot, or there is no time left, an absence."""
+    def attempt(self, name: str, shape: Shape, dtype: str, build: Callable[[], T], *, late: bool = False) -> T | None:
+        """What `build` makes; where it cannot, or there is no time left and it is not to be done `late`, an absence."""
         try:
-            if self.machine.now() >= self.end:
+            if self.machine.now() >= self.end and not late:
                 raise Absent("no time was left")
             return build()
         except Absent as absent:
@@ -93,9 +94,9 @@ def measure(
         share = _weight(*plan[at]) / sum(_weight(*item) for item in plan[at:])
         now = machine.now()
         ready = _ready(run, shape, entries, peers, yardsticks, tune_until=now + (run.end - now) * share / 2)
-        timings += timed(ready, machine, rounds, seed)
+        timings += run.attempt("replays", shape, "", partial(timed, ready, machine, rounds, seed), late=True) or []
         del ready
-        machine.release()
+        run.attempt("memory", shape, "", machine.release, late=True)
     after = {f"{name}, after": value for name, value in machine.facts().items() if facts.get(name) != value}
     return Results(
         device=machine.name, facts=facts | after, versions=machine.versions(), command=command,
@@ -182,13 +183,14 @@ def _checked(build: Callable[[], Contender], machine: Machine) -> Ready:
 
 
 def timed(ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> list[Timing]:
-    """Replay all of them `rounds` times, in turns, in an order drawn anew each round."""
+    """Replay all of them `rounds` times in turns, in an order drawn anew each round, after `WARMING` rounds."""
     draw, order = random.Random(seed), list(range(len(ready)))
     seconds: list[list[float]] = [[] for _ in ready]
-    for _ in range(rounds if ready else 0):
+    for nth in range(WARMING + rounds if ready else 0):
         draw.shuffle(order)
         for k, taken in zip(order, machine.seconds([ready[k].replay for k in order]), strict=True):
-            seconds[k].append(taken / ready[k].calls)
+            if nth >= WARMING:
+                seconds[k].append(taken / ready[k].calls)
     return [_timing(one, taken) for one, taken in zip(ready, seconds, strict=True)]
 
 

@@ -83,37 +83,31 @@ def contender(made: Rotated, machine: Machine, seed: int, until: float) -> Conte
 def tuned(launches: Sequence[Launch], machine: Machine, seed: int, until: float) -> tuple[Sequence[Launch], str]:
     """The fastest of `TRIED` alternatives of the same calls, the default among them, and which that is.
 
-    Alternatives are drawn at random, as neighbors are alike. One that the device refuses, for want of shared memory or
-    registers, drops out.
+    Alternatives are drawn at random, as neighbors are alike. One that fails, as they do for want of shared memory or
+    registers, drops out and is told; if the default fails, its error is raised.
     """
     options = candidates(launches[0])
     chosen = [0, *random.Random(seed).sample(range(1, len(options)), min(TRIED, len(options)) - 1)]
     if len(chosen) == 1 or machine.now() >= until:
         return launches, f"default of {len(options)}, not tuned"
     machine.prepare(options[k] for k in chosen)
-    best: tuple[float, int, Sequence[Launch]] | None = None
-    tried = 0
-    for k in chosen:
-        if tried and machine.now() >= until:
+    best, tried, failed = (_first_look(launches, machine), launches), 1, 0
+    for k in chosen[1:]:
+        if machine.now() >= until:
             break
-        calls = launches if k == 0 else [candidates(launch)[k] for launch in launches]
-        seconds = _first_look(calls, machine)
-        tried += seconds is not None
-        if seconds is not None and (best is None or seconds < best[0]):
-            best = seconds, k, calls
-    if best is None:
-        raise ValueError(f"none of {len(chosen)} launches ran")
-    return best[2], f"{described(best[2][0], options)}; best of {tried} of {len(options)}"
+        calls = [candidates(launch)[k] for launch in launches]
+        tried += 1
+        try:
+            best = min(best, (_first_look(calls, machine), calls), key=lambda look: look[0])
+        except Exception:  # Triton's errors of resources have no base of their own
+            failed += 1
+    said = f"{described(best[1][0], options)}; best of {tried} of {len(options)}"
+    return best[1], f"{said}, {failed} of which failed" if failed else said
 
 
-def _first_look(calls: Sequence[Launch], machine: Machine) -> float | None:
-    try:
-        replay = machine.capture([call.run for call in calls])
-        return median(machine.seconds([replay] * ROUNDS))
-    except Exception as error:  # Triton's errors of resources have no common base
-        if "out of resource" in str(error):
-            return None
-        raise
+def _first_look(calls: Sequence[Launch], machine: Machine) -> float:
+    replay = machine.capture([call.run for call in calls])
+    return median(machine.seconds([replay] * (2 * ROUNDS))[ROUNDS:])  # the first ones warm up
 
 
 def described(launch: Launch, among: Sequence[Launch]) -> str:
