@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -143,10 +144,12 @@ def sanitized(kernels: Sequence[str], seconds: float) -> str:
     command = [tool, "--tool", "memcheck", sys.executable, "-c", _CHECK, *kernels]
     alone = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=alone, start_new_session=True)
         try:
-            ended = subprocess.run(command, stdout=output, stderr=output, timeout=seconds, env=alone).returncode
-            end = f"ended with status {ended}"
+            end = f"ended with status {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the tool and what it watches
+            process.wait()
             end = f"stopped after {seconds:.0f} s"
         output.seek(0)
         return f"{sanitizer_summary(output.read(), len(kernels))}, {end}"
