@@ -74,7 +74,7 @@ def verdicts(results: Results | None) -> list[Verdict]:
 def summary(results: Results | None) -> str:
     """One sentence: how many targets are met."""
     if results is None:
-        return f"no GPU was to be had for these kernels: none of {len(TARGETS)} targets is measured"
+        return f"No GPU was to be had for these kernels: none of {len(TARGETS)} targets is measured"
     states = [v.state for v in verdicts(results)]
     said = [f"{states.count(state)} {state}" for state in ("met", "missed", "not measured") if state in states]
     return f"of {len(states)} targets {', '.join(said)}"
