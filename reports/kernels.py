@@ -46,6 +46,11 @@ class ShapeTable:
     others: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def large(self) -> bool:
+        """Whether its weights are far more than a cache holds, so that bandwidth counts and not the launch."""
+        return self.shape.outputs * self.shape.inputs >= LARGE
+
 
 def read_kernels(measured: Path = MEASURED, compiled: Path = KEPT) -> Found:
     """The results files in a folder and the table of the offline compiler, where there are any.
@@ -82,12 +87,7 @@ def summary(results: Results | None) -> str:
 
 def shape_tables(results: Results) -> list[ShapeTable]:
     """A table for each shape, the large ones first, otherwise in the order of the run."""
-    return [_table(results, shape) for shape in sorted(results.shapes, key=lambda s: not is_large(s))]
-
-
-def is_large(shape: Shape) -> bool:
-    """Whether its weights are far more than a cache holds, so that bandwidth counts and not the launch."""
-    return shape.outputs * shape.inputs >= LARGE
+    return sorted((_table(results, shape) for shape in results.shapes), key=lambda table: not table.large)
 
 
 def _table(results: Results, shape: Shape) -> ShapeTable:

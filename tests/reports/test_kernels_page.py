@@ -80,6 +80,7 @@ def test_with_one_verdicts_stand_at_the_top_and_with_their_targets():
     assert f"missed {121 / 40 / (2**31 / 5e8):.2f} at" in html  # of the copy's bandwidth
     assert "not measured: aten int4: not asked for" in html
     assert escape("--only 'a<b'", quote=False) in html.replace("&#39;", "'") and "cannot import &lt;humming&gt;" in html
+    assert f"Bandwidth at {BIG}<" in html and f"Latency at {SMALL}<" in html
     assert "1700 MHz" in html and "0 errors" in html
     assert (
         "with errors up to 0.5 of what is allowed (w4a16-gemv,\n10 random inputs). Failed: w2a16-gemv at 1 float16."
