@@ -1,5 +1,6 @@
 """Every kernel, in one table: adding one is a folder and its lines here."""
 
+from kernels.codebook_product.rows import CODEBOOK_KERNELS
 from kernels.float_product.rows import FLOAT_KERNELS
 from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
@@ -7,7 +8,9 @@ from kernels.lattice_product.rows import LATTICE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
 from kernels.trellis_product.rows import TRELLIS_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *TRELLIS_KERNELS)
+KERNELS: tuple[Kernel, ...] = (
+    *INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *CODEBOOK_KERNELS, *TRELLIS_KERNELS,
+)  # fmt: skip
 
 
 def kernel_named(name: str) -> Kernel:

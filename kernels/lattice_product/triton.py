@@ -85,14 +85,16 @@ def unsigned(codes, table, code_tile, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def two_bits(codes, signs, table, tile, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+def two_bits(codes, signs, table, t, PLANE: tl.constexpr, DTYPE: tl.constexpr):
     """`DECODE` of one point of E8P."""
+    tile = t * tl.num_programs(1) + tl.program_id(1)
     return e8p(codes, signs, table, tile, tile, DTYPE)
 
 
 @triton.jit
-def three_bits(codes, signs, table, tile, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+def three_bits(codes, signs, table, t, PLANE: tl.constexpr, DTYPE: tl.constexpr):
     """`DECODE` of a point of E8P and one of 256."""
+    tile = t * tl.num_programs(1) + tl.program_id(1)
     if PLANE == 0:
         values = e8p(codes, signs, table, 2 * tile, tile, DTYPE)
     else:
@@ -101,9 +103,10 @@ def three_bits(codes, signs, table, tile, PLANE: tl.constexpr, DTYPE: tl.constex
 
 
 @triton.jit
-def four_bits(codes, signs, table, tile, PLANE: tl.constexpr, DTYPE: tl.constexpr):
+def four_bits(codes, signs, table, t, PLANE: tl.constexpr, DTYPE: tl.constexpr):
     """`DECODE` of two points of E8P."""
-    return e8p(codes, signs, table + 256 * PLANE, 2 * tile + PLANE, 2 * tile + PLANE, DTYPE)
+    tile = 2 * (t * tl.num_programs(1) + tl.program_id(1)) + PLANE
+    return e8p(codes, signs, table + 256 * PLANE, tile, tile, DTYPE)
 
 
 DECODE = {2: two_bits, 3: three_bits, 4: four_bits}
@@ -118,7 +121,7 @@ def plan(x: torch.Tensor, weights: LatticeWeights) -> Launch:
         x, weights.codes, weights.scale, signs=weights.signs, table=weights.table, outputs=weights.outputs,
         tile=(OUTPUTS, BLOCKS * LENGTH), decode=DECODE[weights.bits], planes=POINTS[weights.bits],
         loop_bytes=OUTPUTS * BLOCKS * weights.bits, dtype=triton_type(x.dtype), factor=0.25 / unit,
-        ratio=1 / weights.residual,
+        ratio=None if weights.bits == 2 else 1 / weights.residual,
     )  # fmt: skip
 
 

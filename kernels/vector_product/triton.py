@@ -8,9 +8,10 @@ n and code k. Codes are packed in that order, a 16-byte load brings a thread its
 between threads. Programs have two warps, because with four Hopper's compiler would take matrix instructions that read
 weights from shared memory.
 
-A format is a `DECODE(codes, signs, table, tile, PLANE, DTYPE)`: weights (BLOCK_N, BLOCK_K) of a tile. One that adds two
-vectors is asked a second time, for `PLANE` 1, and gives `first + ratio second`: two sums, so that the addition of
-weights rounds nothing. Splits of the inputs are added up as in `kernels.product`.
+A format is a `DECODE(codes, signs, table, t, PLANE, DTYPE)`: the weights (BLOCK_N, BLOCK_K) of the program's outputs
+and the t-th tile of inputs. One that adds two vectors is asked a second time, for `PLANE` 1, and gives
+`first + ratio second` in two sums, or one where `ratio` is 1, so that the addition of weights rounds nothing. Splits of
+the inputs are added up as in `kernels.product`.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ def product(
     signs,  # what else DECODE reads
     table,  # where DECODE looks up
     scale,  # (columns,), or (1,) with scale_stride 0
-    ratio,  # of the second vectors
+    ratio,  # of the second vectors, None where it is 1
     factor,  # of what DECODE gives
     out,  # (M, N)
     partial,  # (SPLITS, M, columns), float32
@@ -66,13 +67,14 @@ def product(
         k = t * BLOCK_K + tl.arange(0, BLOCK_K)
         tokens = tl.load(x + m[:, None] * K + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0)
         tokens = activations(tokens, DTYPE).T
-        tile = t * tl.num_programs(1) + tl.program_id(1)
-        first = tl.dot(DECODE(codes, signs, table, tile, 0, DTYPE), tokens, first)
+        first = tl.dot(DECODE(codes, signs, table, t, 0, DTYPE), tokens, first)
         if PLANES == 2:
-            second = tl.dot(DECODE(codes, signs, table, tile, 1, DTYPE), tokens, second)
-    total = first
-    if PLANES == 2:
-        total += ratio * second
+            weights = DECODE(codes, signs, table, t, 1, DTYPE)
+            if ratio is None:
+                first = tl.dot(weights, tokens, first)
+            else:
+                second = tl.dot(weights, tokens, second)
+    total = first if ratio is None else first + ratio * second
     total *= (factor * tl.load(scale + n * scale_stride, mask=n < N, other=0.0).to(tl.float32))[:, None]
     total = total.T
     whole = (m < M)[:, None] & (n < N)[None, :]
@@ -127,7 +129,7 @@ def plan(
     dtype: tl.dtype,
     signs: torch.Tensor | None = None,
     factor: float = 1.0,
-    ratio: float = 1.0,
+    ratio: float | None = None,
     rows_at_once: int = 32,
 ) -> Launch:
     """The launch that multiplies x (M, inputs) with packed weights.
@@ -163,7 +165,10 @@ def plan(
     )  # fmt: skip
 
 
-def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int) -> int:
-    """Programs that share the inputs of a tile of the output: enough to fill the machine once, a few turns each."""
-    splits = max(1, min(PROGRAMS * multiprocessors // tiles_out, tiles_in // TURNS))
-    return -(-tiles_in // -(-tiles_in // splits))  # none of them without a turn
+def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int, programs: int = PROGRAMS) -> int:
+    """Programs that share the inputs of a tile of the output: enough for `programs` on each multiprocessor.
+
+    Each has a few turns, and none has none.
+    """
+    splits = max(1, min(programs * multiprocessors // tiles_out, tiles_in // TURNS))
+    return triton.cdiv(tiles_in, triton.cdiv(tiles_in, splits))
