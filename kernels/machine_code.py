@@ -53,6 +53,7 @@ def _compiled(name: str) -> list[dict[str, Any]]:
 
     from kernels.check import variants
     from kernels.compiler import ARCHITECTURES, compiled, fingerprint
+    from kernels.product.triton import on
     from kernels.table import kernel_named
 
     kernel, seen, found = kernel_named(name), set(), []
@@ -64,7 +65,7 @@ def _compiled(name: str) -> list[dict[str, Any]]:
                 continue
             seen.add(mark)
             key = {"kernel": name, "size": str(size), "dtype": dtype, "triton": triton.__version__}
-            for code in (compiled(launch, architecture) for architecture in ARCHITECTURES):
+            for code in (compiled(on(launch, divmod(chip, 10)), chip) for chip in ARCHITECTURES):
                 found.append(key | asdict(code) | {"slots_per_weight": round(code.slots_per_weight, 3)})
     return found
 

@@ -11,9 +11,11 @@ What the numbers are reckoned from, until a GPU has measured them:
   half as many warps to hide latency.
 - Activations. Each program reads those of its rows anew, from the second-level cache: 64 rows of 16-bit activations
   are twice the bytes of 128 columns of 4-bit weights. So tiles are wide, and narrow ones are for small matrices.
-- Rows beyond 32. On Hopper a tile of 64 rows is multiplied by a warp group's instruction (3.1 slots a 4-bit weight);
-  two tiles of 32 would decode everything twice (5.2). On Blackwell that instruction sums in a memory of its own, and
-  fetching the sum of every group from there makes it 7.9: two tiles of 32, whose second reading comes from the cache.
+- Rows beyond 32. On Hopper a tile of 64 rows is multiplied by a warp group's instruction, 3.1 slots a 4-bit weight; two
+  tiles of 32 would decode everything twice, 5.2. But its sums need 241 registers of 255, so wider tiles than 128 inputs
+  (2 and 3 bits) spill. On Blackwell that instruction sums in a memory of its own, and fetching the sum of every group
+  from there takes 7.9 slots. Elsewhere, then, two tiles of 32, side by side in the grid: the second reading of their
+  weights comes from the cache.
 """
 
 import math
@@ -64,18 +66,19 @@ def default(problem: Problem) -> Choice:
 
 def rows_of(problem: Problem) -> int:
     """Rows of a program's tile: as many as there are, from the matrix units' 16 to what is cheapest on the chip."""
-    most = 64 if problem.capability[0] == HOPPER[0] else 32
+    most = 64 if problem.capability[0] == HOPPER[0] and problem.inputs <= 128 else 32
     return next(rows for rows in (16, 32, 64) if rows >= min(problem.rows, most))
 
 
 def filled(problem: Problem, block_m: int, block_n: int, warps: int) -> Choice:
     """Programs of that tile, their splits and the stages of their rings."""
     tiles_out = -(-problem.rows // block_m) * -(-problem.columns // block_n)
-    splits = splits_for(tiles_out, problem.tiles, problem.multiprocessors, RESIDENT[block_m] * 128 // block_n)
-    share = max(1.0, tiles_out * splits / problem.multiprocessors)  # programs of a multiprocessor
+    resident = RESIDENT[block_m] * 128 // block_n
+    splits = splits_for(tiles_out, problem.tiles, problem.multiprocessors, resident)
+    share = min(max(1.0, tiles_out * splits / problem.multiprocessors), resident)  # programs of a multiprocessor
     words, activations = 2 * problem.words * block_n, 2 * problem.inputs * block_m  # bytes of a turn
     wanted = math.ceil(UNDER_WAY / (words * share)) + 1  # buffers of the ring
-    possible = int(SHARED / math.ceil(share) - SCRATCH[block_m]) // (words + activations)
+    possible = (SHARED // math.ceil(share) - SCRATCH[block_m]) // (words + activations)
     buffers = max(2, min(wanted, possible, -(-problem.tiles // splits), 5))
     return Choice(block_m, block_n, splits, warps, 1 + buffers)
 
@@ -83,9 +86,15 @@ def filled(problem: Problem, block_m: int, block_n: int, warps: int) -> Choice:
 def splits_for(tiles_out: int, tiles_in: int, multiprocessors: int, resident: int = 4) -> int:
     """Programs that share the inputs of a tile of the output: they fill the machine once, with turns for their rings.
 
-    A matrix too small for that still has a program for each multiprocessor, if that leaves them two turns.
+    A matrix too small for that still has a program for each multiprocessor, if that leaves them two turns; one too
+    large is split where its last programs would leave most multiprocessors idle.
     """
-    splits = min(multiprocessors * resident // tiles_out, tiles_in // TURNS)
+    room, most = multiprocessors * resident, max(1, tiles_in // TURNS)
+    if tiles_out > room:
+        return min(range(1, min(most, 8) + 1), key=lambda splits: (  # turns of the busiest, two more for start and end
+            -(-tiles_out * splits // multiprocessors) * (-(-tiles_in // splits) + 2)
+        ))  # fmt: skip
+    splits = min(room // tiles_out, most)
     if splits * tiles_out < multiprocessors:
         splits = min(-(-multiprocessors // tiles_out), tiles_in // 2)
     return max(1, splits)

@@ -249,6 +249,14 @@ def candidates(launch: Launch) -> tuple[Launch, ...]:
     return (launch, *(_launch(launch.arguments, fixed, choice) for choice in others))
 
 
+def on(launch: Launch, capability: tuple[int, int]) -> Launch:
+    """The launch that `plan` would give on a chip of that compute capability, for the offline compiler."""
+    if launch.function is not product:
+        return launch
+    problem = _problem(launch.arguments, launch.constants)._replace(capability=capability)
+    return _launch(launch.arguments, launch.constants, choices.default(problem))
+
+
 def _problem(arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> choices.Problem:
     device, rows = arguments["x"].device, constants["ROWS"]
     return choices.Problem(
