@@ -83,8 +83,8 @@ def measure(
 ) -> Results:
     """Time `kernels` at their bench sizes beside yardsticks and `peers`, for `budget_seconds`.
 
-    Activations of the first type that a row makes are timed at every size, others at those of `LARGE` weights. No step
-    is begun after the budget; the longest, a peer that compiles itself, needs `SLOW_SECONDS` of it to be left.
+    Activations of the first type that a row makes are timed at every size, others where there are targets. No step is
+    begun after the budget; the longest, a peer that compiles itself, needs `SLOW_SECONDS` of it to be left.
     """
     started, facts = machine.now(), machine.facts()
     run = _Run(machine=machine, seed=seed, end=started + budget_seconds)
@@ -112,7 +112,7 @@ def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape, list[Entry]]]:
         for size in (size for size in kernel.bench if isinstance(size, Size)):
             for nth, (dtype, inputs) in enumerate(variants(kernel)):
                 entry = Entry(kernel=kernel, size=size, dtype=dtype, inputs=inputs)
-                if nth == 0 or _large(entry.shape):
+                if nth == 0 or _targeted(entry.shape):
                     found.setdefault(entry.shape, []).append(entry)
     return sorted(found.items(), key=lambda item: not _targeted(item[0]))
 
