@@ -75,7 +75,6 @@ def measure(
     command: str,
     seed: int = 0,
     agreements: Iterable[Agreement] = (),
-    sanitizer: str = "not asked for",
     peers: Sequence[Peer] = PEERS,
     yardsticks: Sequence[Yardstick] = YARDSTICKS,
     rounds: int = ROUNDS,
@@ -101,7 +100,7 @@ def measure(
     return Results(
         device=machine.name, facts=facts | after, versions=machine.versions(), command=command,
         when=datetime.now(UTC).isoformat(timespec="seconds"), seed=seed, seconds=round(machine.now() - started, 1),
-        timings=tuple(timings), absences=tuple(run.absences), agreements=tuple(agreements), sanitizer=sanitizer,
+        timings=tuple(timings), absences=tuple(run.absences), agreements=tuple(agreements),
     )  # fmt: skip
 
 

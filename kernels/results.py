@@ -6,7 +6,7 @@ among them, were timed in turns in the same run, so that their ratios are of one
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["kernel", "peer", "yardstick"]
@@ -95,7 +95,6 @@ class Results:
     absences: tuple[Absence, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     sanitizer: str = "not asked for"
-    notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
         """All of it, as text that `from_json` reads back."""
@@ -110,7 +109,6 @@ class Results:
                 "timings": tuple(Timing(**_shaped(row)) for row in found.pop("timings")),
                 "absences": tuple(Absence(**_shaped(row)) for row in found.pop("absences")),
                 "agreements": tuple(Agreement(**row) for row in found.pop("agreements")),
-                "notes": tuple(found.pop("notes")),
             }
             return Results(**found, **parts)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
