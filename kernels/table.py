@@ -5,11 +5,13 @@ from kernels.float_product.rows import FLOAT_KERNELS
 from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
 from kernels.lattice_product.rows import LATTICE_KERNELS
+from kernels.table_product.rows import TABLE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
 from kernels.trellis_product.rows import TRELLIS_KERNELS
 
 KERNELS: tuple[Kernel, ...] = (
-    *INTEGER_KERNELS, *FLOAT_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *CODEBOOK_KERNELS, *TRELLIS_KERNELS,
+    *INTEGER_KERNELS, *FLOAT_KERNELS, *TABLE_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *CODEBOOK_KERNELS,
+    *TRELLIS_KERNELS,
 )  # fmt: skip
 
 
