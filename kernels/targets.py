@@ -102,7 +102,9 @@ _TABLES: tuple[str, ...] = ()
 _FLOATS = (
     "mxfp4-gemv", "nvfp4-gemv", "mxfp6-e2m3-gemv", "mxfp6-e3m2-gemv", "fp8-gemv", "fp8-e5m2-gemv",
 )  # fmt: skip
-_VECTORS = ("e8p-2-gemv", "trellis-1mad-gemv", "trellis-3inst-gemv", "trellis-hyb-gemv")
+_VECTORS = (
+    "e8p-2-gemv", "aqlm-2x8-gemv", "aqlm-1x16-gemv", "trellis-1mad-gemv", "trellis-3inst-gemv", "trellis-hyb-gemv",
+)  # fmt: skip
 
 TARGETS: tuple[Target, ...] = (
     *_each(_FOUR, COPY, 0.75, "bandwidth", "gpt-fast's dense bfloat16 reaches 0.69 of an A100's"),
