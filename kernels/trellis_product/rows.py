@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kernels.kernel import Kernel, Size
-from kernels.sizes import GEMM_BENCH, GEMM_CHECK, GEMV_BENCH
+from kernels.sizes import GEMM_BENCH, GEMV_BENCH
 from kernels.trellis_product.packing import SIDE, STEP_VALUES, TABLE_ENTRIES, TrellisWeights, pack
 from kernels.trellis_product.reference import trellis_product_reference
 from kernels.trellis_product.triton import plan, trellis_product
@@ -29,21 +29,26 @@ def inputs(
     return x, weights
 
 
-def _row(name: str, check: tuple[Size, ...], bench: tuple[Size, ...], **how: Any) -> Kernel:
+def _row(
+    name: str, check: tuple[Size, ...], bench: tuple[Size, ...], compiled: tuple[Size, ...] = (), **how: Any
+) -> Kernel:
     return Kernel(
         name=name, reference=trellis_product_reference, kernel=trellis_product, plan=plan,
-        inputs=partial(inputs, **how), check=check, bench=bench, tolerance=1e-4,
+        inputs=partial(inputs, **how), check=check, bench=bench, compile=compiled, tolerance=1e-4,
     )  # fmt: skip
 
 
-# ragged like those of other formats, but fewer turns: a turn is 16,384 weights even of one output; the last is split
-CHECK = (Size(1, 1, 64), Size(1, 40, 256), Size(1, 131, 387), Size(1, 64, 512))
+# Ragged and split like those of other formats, but with fewer turns: even of one output a turn decodes 16,384 weights.
+GEMV_CHECK = (Size(1, 1, 64), Size(1, 40, 256), Size(1, 131, 387))
+GEMM_CHECK = (Size(2, 24, 128), Size(17, 72, 200), Size(64, 33, 64))
+WIDER_CHECK = (Size(1, 1, 64), Size(1, 40, 200))
+SPLIT = (Size(1, 1024, 4096),)  # whose loop is that of all, and which adds partial sums
 
 TRELLIS_KERNELS = (
-    _row("trellis-1mad-gemv", CHECK, GEMV_BENCH, code="1mad"),
-    _row("trellis-3inst-gemv", CHECK, GEMV_BENCH, code="3inst"),
-    _row("trellis-hyb-gemv", CHECK, GEMV_BENCH, code="hyb"),
-    _row("trellis-1mad-gemm", GEMM_CHECK, GEMM_BENCH, code="1mad"),
-    _row("trellis-1mad-gemv-3", CHECK[1:3], GEMV_BENCH[:1], code="1mad", bits=3),
-    _row("trellis-1mad-gemv-4", CHECK[1:3], GEMV_BENCH[:1], code="1mad", bits=4),
+    _row("trellis-1mad-gemv", GEMV_CHECK, GEMV_BENCH, code="1mad"),
+    _row("trellis-3inst-gemv", GEMV_CHECK, GEMV_BENCH, SPLIT, code="3inst"),
+    _row("trellis-hyb-gemv", GEMV_CHECK, GEMV_BENCH, SPLIT, code="hyb"),
+    _row("trellis-1mad-gemm", GEMM_CHECK, GEMM_BENCH, (Size(16, 1024, 4096),), code="1mad"),
+    _row("trellis-1mad-gemv-3", WIDER_CHECK, GEMV_BENCH[:1], SPLIT, code="1mad", bits=3),
+    _row("trellis-1mad-gemv-4", WIDER_CHECK, GEMV_BENCH[:1], SPLIT, code="1mad", bits=4),
 )
