@@ -14,9 +14,9 @@ ROTATED = 8  # times the cache: a random replacement hits h = exp((h - 1) n) at 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """`calls` do the same with one copy of the weights each, one after another. The first call is checked.
+    """`calls` do the same with one copy of the weights each, one after another.
 
-    `reference` is its result in float64, None where there is nothing to check; `tolerance` is as in `Kernel`.
+    `reference` is the result of each in float64, `tolerance` is as in `Kernel`.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Contender:
     dtype: str
     calls: tuple[Callable[[], torch.Tensor], ...]
     bytes_moved: int
-    reference: torch.Tensor | None = None
+    reference: torch.Tensor
     tolerance: float = 0.0
     launch: str = ""
 
