@@ -64,6 +64,8 @@ def pack(
         raise ValueError(f"code {code!r}, expected one of {', '.join(STEP_VALUES)}")
     if bits not in WIDTHS:
         raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")
+    if outputs < 1 or inputs < 1:
+        raise ValueError(f"weights ({outputs}, {inputs}), expected at least one")
     tiles, across, steps = -(-outputs // SIDE), -(-inputs // SIDE), SIDE**2 // STEP_VALUES[code]
     require("codes", codes, shape=(tiles, across, steps), dtypes=(torch.uint8, torch.int32, torch.int64))
     width = bits * STEP_VALUES[code]

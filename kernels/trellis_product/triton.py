@@ -1,10 +1,10 @@
-"""Trellis codes decoded from words that a thread has: 4.0 instruction slots a weight for 1MAD and 3INST at 2 bits.
+"""Trellis codes decoded where matrix units want them: at 2 bits 4.0 instruction slots a weight, 3.4 for HYB.
 
 A state is a window of 16 bits of a tile's ring, so nothing recursive is left: a thread holds a whole tile, loaded 16
 bytes at a time, and every window is one or two shifts of two neighboring words of it. Lanes hold their tiles as the
 matrix units want them (8 tiles down, 4 across, weights as the left operand, tokens as the right one), so decoded values
-go there without leaving their registers. That is why the kernel is its own and not `kernels.product.triton`,
-whose loads transpose words of two bytes: windows reach across the words of eight inputs.
+go there without leaving their registers. That is why the kernel is its own and not `kernels.product.triton`, whose
+transposing loads want inputs in words of 16 bits, one output's beside the next's: here a window crosses words.
 
 What a code computes is a register of two halves in float16. Those of 1MAD and 3INST *sum* to a weight, and the matrix
 units add them: they are given each activation twice. Then 1MAD is 1024 + n and -1534, with n the sum of the four bytes
@@ -31,7 +31,7 @@ WARPS = 2  # with four, Triton takes the instructions of Hopper that want their 
 # Programs that fit a multiprocessor, and turns of a ring that keep the 48 KiB of weights under way that
 # `kernels.product.choices` asks for: a turn is 4 KiB at 2 bits. Registers leave room for 8 (16 tokens: 5), HYB's 32 KiB
 # of table in each for 4.
-RESIDENT = {8: 8, 16: 5}
+RESIDENT = {8: 8, 16: 5}  # by rows of a tile
 RESIDENT_HYB = 4
 STAGES, STAGES_HYB = 4, 5
 DIVISOR = 147.800537109375  # of 1MAD, in the release
@@ -224,9 +224,10 @@ def three_inst(a, b, c, table, AT: tl.constexpr, APART: tl.constexpr):
 
 @triton.jit
 def two_inst(both):
-    """The two windows of 16 bits in a word. What the high one adds to the low one's product is subtracted, not masked:
+    """3INST of the two windows of 16 bits in a word.
 
-    integer units are the scarce ones, multipliers have time.
+    What the high one adds to the low one's product is subtracted by a multiplication, and not masked before it: shifts
+    and masks share a pipe of half rate (CUDA C++ Programming Guide, arithmetic throughput), and the multiplier waits.
     """
     high = (both >> 16) * 89226354 + 64248484
     mixed = both * 89226354 + 0x5E785AA4  # 64248484 (1 + 2^16)
@@ -276,8 +277,8 @@ def pair_of(state, table):
 def spread(table):
     """Copy the table of HYB to shared memory, 16 times, and give each lane the address of its first entry there.
 
-    32 lanes ask for 32 random entries. From one copy they would wait for the most wanted of 32 banks, which serves 3.5
-    requests on average; a copy for two lanes needs 2 turns, and its 32 KiB leave room for five programs.
+    32 lanes ask for 32 random entries. From one copy they would wait for the most wanted of 32 banks, which has 3.4 to
+    serve on average (a simulation); with a copy for two lanes it has 2, and 32 KiB leave room for four programs.
     """
     if INTERPRETED:
         return table
@@ -340,6 +341,13 @@ def plan(x: torch.Tensor, weights: TrellisWeights) -> Launch:
     validate(weights)
     require("x", x, shape=(None, weights.inputs), dtypes=ACTIVATIONS, device=weights.words.device)
     supers, planes, tiles, _ = weights.words.shape
+    for name, size in (
+        ("x", x.numel()),
+        ("words", weights.words.numel()),
+        ("the output", x.shape[0] * weights.outputs),
+    ):
+        if not 0 < size < 2**31:
+            raise ValueError(f"{name} has {size} numbers, expected 1 to 2^31 - 1")
     M, N = x.shape[0], weights.outputs
     block_m, block_n = 8 if M <= 8 else 16, 128 * WARPS  # sums of more tokens than 16 take too many registers
     across, down = triton.cdiv(N, block_n), triton.cdiv(M, block_m)

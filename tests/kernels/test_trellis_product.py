@@ -148,6 +148,7 @@ def test_bfloat16_far_apart() -> None:
 CASES = [
     ({"code": "2mad"}, "code '2mad', expected one of 1mad, 3inst, hyb"),
     ({"bits": 5}, r"weights of 5 bits, expected one of \(2, 3, 4\)"),
+    ({"inputs": 0}, r"weights \(20, 0\), expected at least one"),
     ({"outputs": 33}, r"codes has shape \(2, 3, 256\), expected \(3, 3, 256\)"),
     ({"codes": torch.full((2, 3, 256), 4, dtype=torch.uint8)}, r"codes lie in \[4, 4\], expected \[0, 3\]"),
     ({"scale": torch.ones(3).half()}, r"scale has shape \(3,\), expected \(20\)"),
@@ -175,6 +176,7 @@ def test_the_product_refuses_what_does_not_fit() -> None:
     weights = packed("1mad", 2, 20, 40)
     for x, message in (
         (torch.ones(2, 41).half(), r"x has shape \(2, 41\), expected \(any, 40\)"),
+        (torch.ones(0, 40).half(), "x has 0 numbers, expected 1 to"),
         (torch.ones(2, 40), "x is torch.float32, expected torch.float16 or torch.bfloat16"),
         (torch.ones(40, 2).half().T, r"strides \(1, 2\), expected a contiguous tensor"),
         (torch.ones(2, 40, device="meta").half(), "x is on meta, expected cpu"),
