@@ -98,7 +98,7 @@ _MARLIN = "Marlin, a kernel for one chip in CUDA, keeps 3.2 at M = 16, 2.3 at 32
 _GEMLITE = "GemLite, which is in Triton too"
 _FOUR = ("w4a16-gemv", "w4a16-gemv-zero")
 _TERNARY = ("ternary-2bit-gemv", "ternary-base3-gemv")
-_TABLES: tuple[str, ...] = ()
+_TABLES = ("nf4a16-gemv", "nf4a16-gemv-double")
 _FLOATS = (
     "mxfp4-gemv", "nvfp4-gemv", "mxfp6-e2m3-gemv", "mxfp6-e3m2-gemv", "fp8-gemv", "fp8-e5m2-gemv",
 )  # fmt: skip
