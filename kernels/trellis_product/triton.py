@@ -344,7 +344,7 @@ def plan(x: torch.Tensor, weights: TrellisWeights) -> Launch:
     for name, size in (
         ("x", x.numel()),
         ("words", weights.words.numel()),
-        ("the output", x.shape[0] * weights.outputs),
+        ("out", x.shape[0] * weights.outputs),
     ):
         if not 0 < size < 2**31:
             raise ValueError(f"{name} has {size} numbers, expected 1 to 2^31 - 1")
