@@ -136,8 +136,13 @@ def plan(
 
     `tile` is (outputs, inputs) of what `decode` gives, `loop_bytes` its bytes of codes. `scale` (1,) serves the matrix,
     (outputs,) each output. `rows_at_once` bounds the tokens of a program: registers have no room for the sums of more.
+    Raises `ValueError` for no tokens and for codes of 2 GiB.
     """
     rows, inputs = x.shape
+    if rows == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one row")
+    if codes.numel() >= 2**31:
+        raise ValueError(f"{codes.numel()} bytes of codes, expected less than 2^31; split the matrix")
     block_n, block_k = tile
     block_m = max(8, min(rows_at_once, triton.next_power_of_2(rows)))  # matrix units take 8 columns
     across, down, tiles = triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m), triton.cdiv(inputs, block_k)
