@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from suite.cells import Cell, Pick
+from suite.environment import environment_key
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.packed import holds_packed
 from suite.readback import PackedModel, find_base
@@ -16,7 +17,8 @@ class Setting:
     """What the cells of a run share; small enough to send to another process.
 
     `alone` says that there is one cell: its outputs go into the directories `save` and `export` themselves, else into
-    one below them for each cell. `base` is where a packed model's unquantized one is, other than where it was.
+    one below them for each cell. `base` is where a packed model's unquantized one is, other than where it was. With a
+    `product` the model is evaluated by the runtime, on `device`, and not by its dequantized weights.
     """
 
     model: str
@@ -31,6 +33,13 @@ class Setting:
     export: Path | None = None
     alone: bool = False
     base: str | None = None
+    product: str | None = None
+    device: str = "cpu"
+
+    @property
+    def env(self) -> str:
+        """The environment's key, with the runtime where it evaluates."""
+        return environment_key(self.threads, "" if self.product is None else f"{self.product} on {self.device}")
 
     def place(self, root: Path, method: str, cell: str) -> Path:
         """The directory below (or at) `root` that a cell's output goes to."""

@@ -13,6 +13,7 @@ import click
 from suite.allocate_command import allocate
 from suite.entropy_command import entropy
 from suite.outliers_command import outliers
+from suite.speed_command import speed
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -66,6 +67,7 @@ def bitfrontier() -> None:
 bitfrontier.add_command(allocate)
 bitfrontier.add_command(entropy)
 bitfrontier.add_command(outliers)
+bitfrontier.add_command(speed)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
@@ -97,7 +99,8 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--product", help="Evaluate from packed weights by this product of `bitfrontier speed`.")
 @click.option("--seed", type=click.IntRange(0), help="0 by default; the full tier runs 0, 1 and 2.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
@@ -127,7 +130,6 @@ def run(dry_run: bool, **options: Any) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from suite import engine, tables
 
-    options.pop("device")
     recipes = options.pop("recipes")
     command = shlex.join(["bitfrontier", *sys.argv[1:]])
     plans: list[Plan] = []

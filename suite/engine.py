@@ -18,13 +18,14 @@ from suite.bench import Bench, PackedBench, Setting, forget, open_bench, open_pa
 from suite.calibration import Calibration, last_hidden
 from suite.cells import TIERS, Pick, TierName, picks
 from suite.coding import Ans, Coding, Fixed, Huffman
-from suite.environment import code_version, environment_key
+from suite.environment import code_version
 from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
 from suite.outside import UnsupportedError
 from suite.packed import check_places, holds_packed
 from suite.processes import peak_mib, reset_peak, spread, steady_memory
 from suite.recipe import Recipe, parse
+from suite.runtime.evaluation import check_runtime
 from suite.store import Record, Store, holds_store
 
 
@@ -52,7 +53,7 @@ def run_cell(setting: Setting, seed: int, pick: Pick) -> Outcome:
 def _blank(bench: Bench | PackedBench, pick: Pick) -> Record:
     cell = bench.cell(pick)
     return Record(
-        cell=cell.id, code=code_version(), env=environment_key(bench.setting.threads), status="ok",
+        cell=cell.id, code=code_version(), env=bench.setting.env, status="ok",
         model=bench.checkpoint.name, model_sha256=cell.model_sha256, data_sha256=cell.data_sha256, method=pick.method,
         recipe=cell.recipe, bits=pick.bits, seed=bench.seed, command=bench.setting.command,
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -79,7 +80,7 @@ def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: 
     for seed in seeds:
         bench = open_bench(setting, seed)
         for pick in chosen:
-            key = bench.cell(pick).id, code_version(), environment_key(setting.threads)
+            key = bench.cell(pick).id, code_version(), setting.env
             record = existing.finished(*key) if existing else None
             if record is None or setting.save or setting.export or isinstance(bench, PackedBench):
                 todo.append((seed, pick))
@@ -146,6 +147,8 @@ def run(
     save: Path | None = None,
     export: Path | None = None,
     base: str | None = None,
+    product: str | None = None,
+    device: str = "cpu",
     on_plan: Callable[[Plan], bool] = lambda plan: True,
     on_done: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
@@ -153,13 +156,16 @@ def run(
 
     `coding`, "fixed", "huffman" or "ans", is how the codes of every cell are stored, whatever its recipe says. Without
     `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model` is one
-    cell, measured as it is. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError` in one
-    line for bad input, before anything is written.
+    cell, measured as it is. With a `product` of `suite.runtime`, or on the `device` "cuda", models are evaluated from
+    packed weights, which rounds what that product rounds; otherwise bit for bit as dequantized. `on_plan` sees the plan
+    and may stop the run by returning False. Raises `ValueError` in one line for bad input, before anything is written.
     """
     limits = TIERS[tier]
     setting = Setting(model=model, calibration=calibration, evaluation=evaluation, length=length, threads=threads,
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
-                      command=command, save=save, export=export, base=base)  # fmt: skip
+                      command=command, save=save, export=export, base=base, device=device,
+                      product=product or (None if device == "cpu" else "kernel"))  # fmt: skip
+    check_runtime(setting.product, device)
     forget()  # files may have changed since an earlier run of this process
     if holds_packed(Path(model)):
         _refuse_quantizing(model, methods=methods, recipe=recipes, bits=bits, group=group,

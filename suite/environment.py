@@ -14,16 +14,27 @@ def code_version() -> str:
     """A hash of every source file that a record depends on: the folders `kernels` and `suite`."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("kernels/*.py"), *root.glob("suite/**/*.py")]):
+    for path in sorted([*root.glob("kernels/**/*.py"), *root.glob("suite/**/*.py")]):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @cache
-def environment_key(threads: int) -> str:
-    """Versions, threads per cell and CPU capability: what results are bit-for-bit reproducible under."""
+def environment_key(threads: int, runtime: str = "") -> str:
+    """Versions, threads per cell and CPU capability: what results are bit-for-bit reproducible under.
+
+    `runtime` says by which product of packed weights, and where, a model was evaluated, if it was by any.
+    """
     import torch
 
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     machine = f"{platform.system().lower()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return "; ".join([f"python {platform.python_version()}", *versions, machine, f"threads {threads}"])
+    return "; ".join(
+        [
+            f"python {platform.python_version()}",
+            *versions,
+            machine,
+            f"threads {threads}",
+            *([f"product {runtime}"] if runtime else []),
+        ]
+    )

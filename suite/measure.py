@@ -23,6 +23,7 @@ from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
 from suite.quantized import Quantized
 from suite.readback import Size
+from suite.runtime.evaluation import Evaluated, run_on
 from suite.store import Histogram, LayerRecord, Record
 from suite.turning import turned_for
 
@@ -45,6 +46,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     evaluated = checkpoint.holding(weights_of(outside)) if outside else checkpoint
     kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
     base = last_hidden(bench.checkpoint, bench.evaluation, setting.threads)
+    runs = Evaluated.of(setting.product, setting.device, evaluated, recipe)
     packing = Packing(checkpoint, setting.save and setting.place(setting.save, pick.method, blank.cell))
     exported = _exported(bench, checkpoint, pick.method, blank.cell)
     hidden = evaluated.embed(bench.evaluation.tensor())
@@ -64,7 +66,6 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
             original = checkpoint.run(i, done.unquantized, original)
         if calibrating is not None:
             calibrating = checkpoint.run(i, block, calibrating)
-        hidden = _run_counting(checkpoint, i, block, hidden, held)
         for found in done.layers.values():
             counts.add(found)
         layers += done.records
@@ -72,6 +73,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         packing.add_block(i, block, done)
         if exported:
             exported.write(i, block, done.maps)
+        hidden = _run_counting(checkpoint, i, runs.through(i, block, done.layers), hidden, held, runs.device)
     gram = kept.head_gram
     if recipe.inputs == "quantized" and calibrating is not None:
         gram = partial(gather_head, checkpoint, calibrating)
@@ -88,7 +90,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     quality = asdict(summarize(compared, bench.evaluation))
     sizes = [(x.n_bits, x.entropy_bits, x.coded_bits, x.n_out * x.n_in) for x in layers]
     record = replace(blank, **quality, **_rates(sizes), **_errors(layers), **_held(held),
-                     model_bytes=packing.n_bytes(header), fallbacks=(*fallbacks, *_fallbacks(outside)))  # fmt: skip
+                     model_bytes=packing.n_bytes(header),
+                     fallbacks=(*fallbacks, *_fallbacks(outside), *runs.fallbacks))  # fmt: skip
     packing.finish(header, record, tuple(layers))
     return Outcome(record, tuple(layers), tuple(counts.histograms()))
 
@@ -100,13 +103,14 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     base = None if bench.base is None else last_hidden(bench.base, bench.evaluation, bench.setting.threads)
     about = packed.provenance
     hidden = checkpoint.embed(tokens)
+    runs = Evaluated.of(bench.setting.product, bench.setting.device, checkpoint, packed.recipe)
     sizes: list[Size] = []
     held: list[float] = []
     layers: list[LayerRecord] = []
     counts = CodeCounts()
     for i in range(checkpoint.n_blocks):
         block, quantized = packed.block(i)
-        hidden = _run_counting(checkpoint, i, block, hidden, held)
+        hidden = _run_counting(checkpoint, i, runs.through(i, block, quantized), hidden, held, runs.device)
         for found in quantized.values():
             counts.add(found)
         sizes += packed.sizes(quantized)
@@ -114,7 +118,12 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
     quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
     record = replace(
-        blank, **quality, **_rates(sizes), **_held(held), model_bytes=packed.n_bytes, fallbacks=bench.fallbacks
+        blank,
+        **quality,
+        **_rates(sizes),
+        **_held(held),
+        model_bytes=packed.n_bytes,
+        fallbacks=(*bench.fallbacks, *runs.fallbacks),
     )
     if about is not None:
         record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
@@ -122,13 +131,13 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
 
 
 def _run_counting(
-    checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tensor, held: list[float]
+    checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tensor, held: list[float], device: torch.device
 ) -> torch.Tensor:
     """The evaluation rows through a block; the bytes that its cache holds after a row are added to `held`."""
     shot = one_shot_of(block)
     if shot is not None:
         shot.forget()
-    hidden = checkpoint.run(i, block, hidden)
+    hidden = run_on(device, checkpoint, i, block, hidden)
     if shot is not None:
         held.append(shot.n_bytes)
     return hidden

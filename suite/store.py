@@ -230,12 +230,68 @@ class SalienceRow:
     started: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRow:
+    """How fast a packed model generated, in turns with the unquantized one in bfloat16, whose figures are `base_...`.
+
+    `product` is what was asked for, and `products` JSON of how many layers took which, with the measurements that
+    decided it. Rates are tokens per second, of a prompt (`prefill`) and of one token after the other (`decode`), and
+    like ratios to the base, within a round, they are medians over `rounds` with quartiles `_low` and `_high`.
+    `token_bytes` are read for a token: weights, and keys and values in the middle of the text; `bandwidth`, bytes per
+    second, is that of reading memory, measured in between. `overhead` is what packed layers take beside their products,
+    as a share of these. What needs a base that is not to be had is None.
+    """
+
+    model: str
+    model_sha256: str
+    base_sha256: str
+    method: str
+    recipe: str
+    bits: float | None
+    seed: int
+    device: str
+    threads: int
+    product: str
+    products: str
+    prompt: int
+    tokens: int
+    rounds: int
+    prefill: float
+    prefill_low: float
+    prefill_high: float
+    decode: float
+    decode_low: float
+    decode_high: float
+    base_prefill: float | None
+    base_decode: float | None
+    prefill_ratio: float | None
+    decode_ratio: float | None
+    decode_ratio_low: float | None
+    decode_ratio_high: float | None
+    token_bytes: int
+    base_token_bytes: int | None
+    bandwidth: float
+    overhead: float | None
+    fallbacks: str
+    code: str
+    env: str
+    command: str
+    started: str
+
+    @property
+    def roofline(self) -> float:
+        """Tokens per second that the bandwidth allows where no cache holds weights."""
+        return self.bandwidth / self.token_bytes
+
+
 def _columns(kind: type) -> str:
     return ", ".join(f'"{f.name}"' for f in fields(kind))
 
 
 _RECORD = [f.name for f in fields(Record)]
 _LAYER = [f.name for f in fields(LayerRecord)]
+_SPEEDS = f"""create table if not exists speeds ({_columns(SpeedRow)},
+                            primary key (model_sha256, device, threads, product, prompt, tokens, code, env))"""
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
@@ -336,6 +392,7 @@ class Store:
             if not connection.execute("pragma user_version").fetchone()[0]:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
+            connection.execute(_SPEEDS)  # stores of this version were made before there was a runtime
         return connection
 
     def close(self) -> None:
@@ -424,6 +481,13 @@ class Store:
         order = "model, model_sha256, data_sha256, transforms, criterion, layer, bits, fraction"
         return [SalienceRow(**row) for row in self._flat("salience", SalienceRow, order)]
 
+    def speeds(self) -> list[SpeedRow]:
+        """How fast packed models generated."""
+        if not self._connection.execute("select 1 from sqlite_master where name = 'speeds'").fetchone():
+            return []
+        order = "model, model_sha256, device, threads, product, prompt, tokens, code, env"
+        return [SpeedRow(**row) for row in self._flat("speeds", SpeedRow, order)]
+
     def _flat(self, table: str, kind: type, order: str) -> Iterator[dict[str, Any]]:
         names = [f.name for f in fields(kind)]
         for row in self._connection.execute(f"select {_columns(kind)} from {table} order by {order}"):
@@ -465,6 +529,19 @@ class Store:
         with self._transaction():
             for table, found in (("outliers", outliers), ("smoothing", smoothing), ("salience", salience)):
                 self._insert(table, [list(astuple(row)) for row in found])
+
+    def put_speed(self, row: SpeedRow) -> None:
+        """Write how fast a packed model generated, and its rate of decoding into the records of the same model.
+
+        These are the records of the packed model and of the cell that it was written by, of this code.
+        """
+        with self._transaction():
+            self._insert("speeds", [list(astuple(row))])
+            self._connection.execute(
+                """update records set tokens_per_second = ? where model_sha256 in (?, ?) and recipe = ? and bits is ?
+                   and seed = ? and code = ?""",
+                (row.decode, row.model_sha256, row.base_sha256, row.recipe, row.bits, row.seed, row.code),
+            )
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:

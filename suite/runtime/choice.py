@@ -1,7 +1,8 @@
 """Which product a layer takes: the one that is asked for, or the fastest by a measurement that is kept.
 
 Candidates are timed for one row and for many, once for every grid and shape. For one row all products compete. For many
-rows a product that holds decoded weights competes only where it was chosen for one row: else a layer would hold both.
+rows products that hold decoded weights compete only where one was chosen for one row, and then alone: else a layer
+would hold both.
 Where inputs are rounded to a few levels, a product that rounds on its own would now and then move one to the next level
 and make another model: such recipes have exact products, in float32, unless another is asked for.
 """
@@ -89,8 +90,9 @@ class Chooser:
     def _measure(self, key: tuple[str, tuple[int, int]], ready: dict[str, Prepared]) -> Measured:
         few = self._times(ready, 1, key[1][1])
         best = min(few, key=few.__getitem__)
+        dense = product_named(best).holds_dense
         rivals = {name: prepared for name, prepared in ready.items()
-                  if name == best or not product_named(name).holds_dense}  # fmt: skip
+                  if name == best or not (dense or product_named(name).holds_dense)}  # fmt: skip
         many = self._times(rivals, MANY_ROWS, key[1][1])
         return Measured(grid=key[0], shape=key[1], few=best, many=min(many, key=many.__getitem__),
                         few_microseconds=few, many_microseconds=many)  # fmt: skip

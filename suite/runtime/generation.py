@@ -4,7 +4,9 @@ import time
 from dataclasses import dataclass
 
 import torch
+from transformers.cache_utils import Cache
 
+from suite.kv_cache.cache import QuantizedCache
 from suite.runtime.model import Runtime
 
 
@@ -12,13 +14,15 @@ from suite.runtime.model import Runtime
 class Generated:
     """Tokens (n,) that followed a prompt, the logits (n, vocabulary), float32, that each was the largest of, seconds.
 
-    `prefill_seconds` run to the first token, `step_seconds` are those of each further one.
+    `prefill_seconds` run to the first token, `step_seconds` are those of each further one. `cache_bytes` are what keys
+    and values took in the end.
     """
 
     tokens: torch.Tensor
     logits: torch.Tensor | None
     prefill_seconds: float
     step_seconds: tuple[float, ...]
+    cache_bytes: int
 
 
 @torch.no_grad()
@@ -47,4 +51,10 @@ def generate(
         following = pick if forced is None else int(forced[i])
         fed = torch.tensor([[following]], device=runtime.device)
     return Generated(tokens=torch.tensor(picks), logits=torch.stack(kept) if keep else None,
-                     prefill_seconds=times[0], step_seconds=tuple(times[1:]))  # fmt: skip
+                     prefill_seconds=times[0], step_seconds=tuple(times[1:]), cache_bytes=_held(cache))  # fmt: skip
+
+
+def _held(cache: Cache) -> int:
+    if isinstance(cache, QuantizedCache):
+        return cache.n_bytes
+    return sum(getattr(layer, name).nbytes for layer in cache.layers for name in ("keys", "values"))

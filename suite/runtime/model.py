@@ -63,6 +63,13 @@ class Runtime:
         return getattr(head, "weight", None) is getattr(embedding, "weight", None)
 
 
+def device_named(name: str) -> torch.device:
+    """The device; `ValueError` for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: there is no GPU that torch can use")
+    return torch.device(name)
+
+
 def chooser_for(packed: PackedModel, asked: str = AUTO, device: torch.device = CPU) -> Chooser:
     """A chooser for a packed model: bfloat16, or float32 where its recipe does more than round weights."""
     recipe = packed.recipe

@@ -15,7 +15,7 @@ the product reads it, or raises `Unfit` with the reason. Beside float32 sums, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,9 @@ class Prepared(Protocol):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, in) times the transposed weights, (rows, out), of the type of `x`."""
+
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """The operation that does the work, ready to be called: what everything around it is measured against."""
 
 
 @dataclass(frozen=True)  # without slots: whether it is affine is found out once
@@ -120,13 +123,18 @@ class Int4Pack:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Prepared`."""
-        half = x.to(torch.bfloat16)
-        half = F.pad(half, (0, self.padding)) if self.padding else half
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(half, self.words, self.group, self.parameters)
+        y = self.bare(x)()
         if self.planes == 2:
             high, low = y.chunk(2, dim=-1)
             y = high.float().add_(low)
-        return y[:, : self.outputs].to(x.dtype)
+        y = y if y.shape[1] == self.outputs else y[:, : self.outputs]
+        return y.to(x.dtype)
+
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """See `Prepared`."""
+        half = x.to(torch.bfloat16)
+        half = F.pad(half, (0, self.padding)) if self.padding else half
+        return partial(torch.ops.aten._weight_int4pack_mm_for_cpu, half, self.words, self.group, self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +163,12 @@ class Int8Pack:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Prepared`."""
+        return self.bare(x)().to(x.dtype)
+
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """See `Prepared`."""
         half = x.to(torch.bfloat16).contiguous()
-        return torch.ops.aten._weight_int8pack_mm(half, self.integers, self.scale).to(x.dtype)
+        return partial(torch.ops.aten._weight_int8pack_mm, half, self.integers, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +190,10 @@ class Dense:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Prepared`."""
         return F.linear(x, self.weights)
+
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """See `Prepared`."""
+        return partial(F.linear, x, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +267,10 @@ class Dequantize:
         assert total is not None
         return total.to(x.dtype)
 
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """See `Prepared`."""
+        return partial(self, x)
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -280,8 +300,12 @@ class Kernel:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Prepared`."""
+        return self.bare(x)().to(x.dtype)
+
+    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """See `Prepared`."""
         half = x if x.dtype in (torch.float16, torch.bfloat16) else x.to(torch.bfloat16)
-        return self.product(half.contiguous(), self.weights).to(x.dtype)
+        return partial(self.product, half.contiguous(), self.weights)
 
 
 def _zero_of(found: Affine) -> torch.Tensor:
