@@ -11,10 +11,10 @@ from kernels.check import excess_of
 from kernels.inputs import ACTIVATIONS
 from kernels.kernel import Size
 from kernels.trellis_product import TrellisWeights, pack, trellis_product, trellis_product_reference
+from kernels.trellis_product.codes import DECODE, DIVISOR
 from kernels.trellis_product.packing import STEP_VALUES, WIDTHS, from_words
 from kernels.trellis_product.reference import hyb, one_mad, states_of, three_inst, values_of
 from kernels.trellis_product.rows import inputs
-from kernels.trellis_product.triton import DECODE, DIVISOR
 from suite.grids import viterbi
 from suite.grids.trellis import Trellis
 from suite.grids.trellis_codes import hyb_table
