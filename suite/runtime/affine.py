@@ -38,6 +38,15 @@ class Affine:
         first = torch.arange(0, n_in, most) // self.group
         return Affine(self.codes, self.base[:, first], self.scale[:, first], most, self.top)
 
+    @property
+    def raised(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes q, int32, of 4 bits or twice 4, their levels in the middle, and the offset z (out, groups) to them.
+
+        w = (q - 8) scale + z, or with q = 16 h + l, w = 16 (h - 8) scale + (l - 8) scale + z.
+        """
+        up = 8 - (self.top + 1) // 2 if self.top < 16 else 16 * (8 - (self.top // 16 + 1) // 2)
+        return self.codes.to(torch.int32) + up, self.base + ((8 if self.top < 16 else 136) - up) * self.scale
+
     def expanded(self, values: torch.Tensor) -> torch.Tensor:
         """Parameters (out, groups) as those of every weight, (out, in)."""
         return values.repeat_interleave(self.group, dim=1)[:, : self.codes.shape[1]]

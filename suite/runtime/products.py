@@ -5,7 +5,8 @@ the product reads it, or raises `Unfit` with the reason. Beside float32 sums, wh
 
 - `int4pack`: inputs and output to bfloat16, a group's scale and offset to bfloat16, (q - 8) s + z being what ATen's
   kernel computes in float32. Codes of 5 to 8 bits are two matrices of 4, one below the other: 16 (h - 8) s and
-  (l - 8) s + z, whose sum is taken in float32 of two outputs in bfloat16;
+  (l - 8) s + z, whose sum is taken in float32 of two outputs in bfloat16. Fewer levels than fit are put in the middle,
+  where q - 8 and z are small, and so are their errors;
 - `int8pack`: inputs, output and the row's scale to bfloat16; for integers symmetric about a code, one scale a row;
 - `dense`: weights to the type of the inputs, of which it holds a copy: nothing else, and nothing at all in float32;
 - `dequantize`: the same from codes, a few columns at a time;
@@ -26,6 +27,7 @@ from suite.runtime.affine import RUN, Affine, affine
 
 _GROUPS = (256, 128, 64, 32)  # that ATen's int4 product takes
 _OUTPUTS = 16  # it takes multiples of this many outputs
+_INPUTS = 32  # and its int8 product runs of so many inputs, whatever vectors the machine has
 _AT_ONCE = 1 << 22  # weights that are decoded at a time: 16 MiB in float32
 
 
@@ -106,11 +108,12 @@ class Int4Pack:
         n_out, n_in = core.shape
         planes = 1 if found.top < 16 else 2
         below, padding = -n_out % _OUTPUTS, -n_in % group
-        codes = F.pad(found.codes.to(torch.int32), (0, padding, 0, below))
-        scale, base = (F.pad(values, (0, 0, 0, below)) for values in (found.scale, found.base))
-        parts = [(codes, scale, base + 8 * scale)]
+        raised, middle = found.raised
+        codes = F.pad(raised, (0, padding, 0, below))
+        scale, offset = (F.pad(values, (0, 0, 0, below)) for values in (found.scale, middle))
+        parts = [(codes, scale, offset)]
         if planes == 2:
-            parts = [(codes >> 4, 16 * scale, base + 136 * scale), (codes & 15, scale, torch.zeros_like(base))]
+            parts = [(codes >> 4, 16 * scale, offset), (codes & 15, scale, torch.zeros_like(offset))]
         words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.cat([part[0] for part in parts]), 1)
         pairs = [torch.stack(part[1:], -1) for part in parts]
         parameters = torch.cat(pairs).transpose(0, 1).to(torch.bfloat16).contiguous()
@@ -139,10 +142,14 @@ class Int4Pack:
 
 @dataclass(frozen=True, slots=True)
 class Int8Pack:
-    """ATen's product of 8-bit integers with one scale for a row."""
+    """ATen's product of 8-bit integers with one scale for a row; `padding` inputs of zeros.
+
+    Its vectorized loop reads whole runs of 16 inputs and knows of no rest (torch 2.13): it takes multiples.
+    """
 
     integers: torch.Tensor
     scale: torch.Tensor  # (out,), bfloat16
+    padding: int
 
     @classmethod
     def prepare(cls, core: Core, dtype: torch.dtype, device: torch.device) -> "Int8Pack":
@@ -154,7 +161,8 @@ class Int8Pack:
         codes = found.codes.to(torch.int32) - zero.round().to(torch.int32)
         if bool((zero - zero.round()).abs().max() > 2.0**-12) or int(codes.min()) < -128 or int(codes.max()) > 127:
             raise Unfit("its levels are not int8 times a scale")
-        return cls(codes.to(torch.int8), found.scale[:, 0].to(torch.bfloat16))
+        padding = -core.shape[1] % _INPUTS
+        return cls(F.pad(codes.to(torch.int8), (0, padding)), found.scale[:, 0].to(torch.bfloat16), padding)
 
     @property
     def n_bytes(self) -> int:
@@ -167,7 +175,7 @@ class Int8Pack:
 
     def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         """See `Prepared`."""
-        half = x.to(torch.bfloat16).contiguous()
+        half = F.pad(x.to(torch.bfloat16), (0, self.padding)) if self.padding else x.to(torch.bfloat16).contiguous()
         return partial(torch.ops.aten._weight_int8pack_mm, half, self.integers, self.scale)
 
 
