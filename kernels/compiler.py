@@ -25,6 +25,7 @@ from kernels.launch import Launch, interpreted
 
 ARCHITECTURES = (90, 100)  # Hopper (H100, H200), Blackwell (B200)
 SHARED_LIMIT = 227 * 1024  # bytes a program may have on either (CUDA C++ Programming Guide, compute capabilities)
+RESERVED = 1024  # bytes of shared memory in every program that the system keeps for itself
 _POINTERS = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int8: "i8", torch.uint8: "u8",
     torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv",
@@ -69,16 +70,15 @@ def compiled(launch: Launch, architecture: int) -> MachineCode:
     threads = launch.num_warps * 32
     return MachineCode(
         architecture=architecture,
-        shared_bytes=kernel.metadata.shared,
         loop_bytes_per_thread=launch.loop_bytes / threads,
         loop_weights_per_thread=launch.loop_weights / threads,
-        **counts(_disassembled(kernel.asm["cubin"])),
+        **counts(_disassembled(kernel.asm["cubin"]), kernel.metadata.shared),
     )
 
 
-def counts(disassembly: str) -> dict[str, Any]:
-    """The fields of `MachineCode` that a disassembly tells."""
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", disassembly)
+def counts(disassembly: str, shared: int = 0) -> dict[str, Any]:
+    """The fields of `MachineCode` that a disassembly tells, beside `shared` bytes that are given at the launch."""
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", disassembly)
     assert usage, disassembly
     # /*0eb0*/  @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
     found = re.finditer(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)[^;]*);", disassembly)
@@ -88,6 +88,7 @@ def counts(disassembly: str) -> dict[str, Any]:
     return {
         "registers": int(usage.group(1)),
         "stack_bytes": int(usage.group(2)),
+        "shared_bytes": shared + max(0, int(usage.group(3)) - RESERVED),
         "instructions": names.total(),
         "local_accesses": _count(names, r"(LDL|STL)\b"),
         "matrix": " ".join(sorted({name.split(".")[0] for name in names if re.match(_MATRIX, name)})),

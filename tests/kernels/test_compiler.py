@@ -6,7 +6,7 @@ from kernels.table import KERNELS
 
 DISASSEMBLY = """
  Function product:
-  REG:95 STACK:16 SHARED:1024 LOCAL:0 CONSTANT[0]:620 TEXTURE:0 SURFACE:0 SAMPLER:0
+  REG:95 STACK:16 SHARED:1536 LOCAL:0 CONSTANT[0]:620 TEXTURE:0 SURFACE:0 SAMPLER:0
         /*0000*/                   LDC R1, c[0x0][0x28] ;       /* 0x00000a00ff017b82 */
                                                                 /* 0x000fe20000000800 */
         /*0010*/                   I2F.U32 R3, R4 ;
@@ -25,14 +25,14 @@ DISASSEMBLY = """
 
 
 def test_counts() -> None:
-    assert counts(DISASSEMBLY) == {
-        "registers": 95, "stack_bytes": 16, "instructions": 13, "local_accesses": 1, "matrix": "HMMA",
+    assert counts(DISASSEMBLY, 4096) == {
+        "registers": 95, "stack_bytes": 16, "shared_bytes": 4096 + 512, "instructions": 13, "local_accesses": 1, "matrix": "HMMA",
         "loop_instructions": 7, "loop_wide_loads": 2, "loop_narrow_loads": 1, "loop_matrix": 1, "loop_conversions": 1,
     }  # fmt: skip
 
 
 def test_code_without_a_loop() -> None:
-    straight = counts("REG:8 STACK:0\n /*0000*/ MOV R1, R2 ;\n /*0010*/ EXIT ;\n /*0020*/ BRA 0x20 ;")
+    straight = counts("REG:8 STACK:0 SHARED:0\n /*0000*/ MOV R1, R2 ;\n /*0010*/ EXIT ;\n /*0020*/ BRA 0x20 ;")
     assert straight["loop_instructions"] == straight["instructions"] == 3
 
 
