@@ -26,8 +26,9 @@ DISASSEMBLY = """
 
 def test_counts() -> None:
     assert counts(DISASSEMBLY, 4096) == {
-        "registers": 95, "stack_bytes": 16, "shared_bytes": 4096 + 512, "instructions": 13, "local_accesses": 1, "matrix": "HMMA",
-        "loop_instructions": 7, "loop_wide_loads": 2, "loop_narrow_loads": 1, "loop_matrix": 1, "loop_conversions": 1,
+        "registers": 95, "stack_bytes": 16, "shared_bytes": 4096 + 512, "instructions": 13, "local_accesses": 1,
+        "matrix": "HMMA", "loop_instructions": 7, "loop_wide_loads": 2, "loop_narrow_loads": 1,
+        "loop_matrix": 1, "loop_conversions": 1,
     }  # fmt: skip
 
 
