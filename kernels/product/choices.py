@@ -12,10 +12,11 @@ What the numbers are reckoned from, until a GPU has measured them:
 - Activations. Each program reads those of its rows anew, from the second-level cache: 64 rows of 16-bit activations
   are twice the bytes of 128 columns of 4-bit weights. So tiles are wide, and narrow ones are for small matrices.
 - Rows beyond 32. On Hopper a tile of 64 rows is multiplied by a warp group's instruction, 3.1 slots a 4-bit weight; two
-  tiles of 32 would decode everything twice, 5.2. But its sums need 241 registers of 255, so wider tiles than 128 inputs
-  (2 and 3 bits) spill. On Blackwell that instruction sums in a memory of its own, and fetching the sum of every group
-  from there takes 7.9 slots. Elsewhere, then, two tiles of 32, side by side in the grid: the second reading of their
-  weights comes from the cache.
+  tiles of 32 would decode everything twice, 5.2, and leave its faster matrix units idle. But its sums and the decoded
+  weights fill 216 registers of 255, and at 2, 3 and 8 bits more than there are. (At 8 bits two tiles of 32 take 8.1
+  slots, where twice the speed of 16-bit weights leaves 6.9.) On Blackwell that instruction sums in a memory of its own,
+  and fetching the sum of every group from there takes 7.9 slots at 4 bits. So 64 rows are for 4 bits on Hopper; else
+  tiles of 32 lie side by side in the grid, and the second reading of their weights comes from the cache.
 """
 
 import math
@@ -66,7 +67,7 @@ def default(problem: Problem) -> Choice:
 
 def rows_of(problem: Problem) -> int:
     """Rows of a program's tile: as many as there are, from the matrix units' 16 to what is cheapest on the chip."""
-    most = 64 if problem.capability[0] == HOPPER[0] and problem.inputs <= 128 else 32
+    most = 64 if problem.capability[0] == HOPPER[0] and problem.inputs == 128 else 32
     return next(rows for rows in (16, 32, 64) if rows >= min(problem.rows, most))
 
 
