@@ -1,14 +1,16 @@
 """Entries of codebooks, looked up; and for one token and two small codebooks, their inner products looked up instead.
 
 An entry is 16 bytes, and a multiprocessor's cache brings 128 bytes in a cycle: 32 entries take 4 cycles at best, and
-about 10 when drawn at random from 256, whose memory banks then clash. An H200's memory brings the 32 codes of 8 bits in
-1.7 cycles (4.3 TB/s, 1.755 GHz). So with 2 x 8 a look-up of entries reaches a sixth of the bandwidth, no more than 1.4
-times bf16, and is left to several tokens. With one, `inner` multiplies eight inputs with all 256 entries on matrix
-units and looks the product up for every output: a word, in a bank of its own for each of 32 vectors.
+about 10 when drawn at random from 256, whose memory banks then clash. An H200's memory brings 32 codes of 8 bits in 1.7
+cycles (4.3 TB/s, 1.755 GHz). So with 2 x 8 looking entries up reaches a sixth of the bandwidth, at most 1.4 times
+bf16, and is left to several tokens. With one, `inner` multiplies eight inputs with all 256 entries on matrix units and
+looks up the product for every output: a word, in a bank of its own for each of 32 vectors, in 1 cycle for 32. Making
+the tables takes as long again for 512 outputs; with the codes' own passage it is 2.5 cycles for 32 codes, or 0.7 of the
+bandwidth. Its 1.9 instruction slots a weight bind less: 1.7 would be all of it.
 
-1 x 16 looks up entries of a codebook of 1 MB, that is in the second-level cache: 32 bytes move there for two bytes
-of codes, which bounds it below bf16 for one token, as far as that cache brings less than 16 times 4.3 TB/s. No layout
-of codes changes that; use it for more than a few tokens or 2 x 8.
+1 x 16 looks entries up in a codebook of 1 MB, that is in the second-level cache, which moves 32 bytes for eight weights
+where bf16 takes 16 from memory: at one token it can only be faster than bf16 as far as that cache is more than twice
+as fast as memory, or entries repeat. No order of the codes changes that.
 
 With bfloat16 activations entries, which are float16, are multiplied as TF32: 10 bits of fraction and 8 of exponent hold
 both types exactly.

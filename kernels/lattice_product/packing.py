@@ -113,10 +113,12 @@ def out_of_tiles(codes: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor
 
 def _four_at_once(octets: torch.Tensor) -> torch.Tensor:
     """Bytes (.., 16) as int32 words (.., 4): bit i of byte 4 q + c at bit 4 i + c of word q."""
-    four = octets.to(torch.int64).unflatten(-1, (4, 4))
-    bits = four[..., None] >> torch.arange(8, device=octets.device) & 1
-    place = 4 * torch.arange(8, device=octets.device) + torch.arange(4, device=octets.device)[:, None]
-    return _int32((bits << place).sum((-2, -1)))
+    place = torch.arange(4, device=octets.device)
+    four = octets.to(torch.int64).unflatten(-1, (4, 4)) << place
+    spread = torch.zeros_like(four)
+    for bit in range(8):
+        spread |= (four << 3 * bit) & (1 << place << 4 * bit)
+    return _int32(spread.sum(-1))
 
 
 def _e8p_table(patterns: torch.Tensor, device: torch.device) -> torch.Tensor:
