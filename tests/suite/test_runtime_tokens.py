@@ -1,4 +1,4 @@
-"""The same greedy tokens from packed weights and from the dequantized model: 256 of both models, every method; few by default.
+"""The same greedy tokens from packed weights and from the dequantized model: 256 of both models, every method (slow).
 
 The dequantized model is checked against evaluation first: the same logits, by another way, without a cache that grows.
 Then the runtime is fed its tokens, and picks its own at each. With exact products in float32 these are the same. In
