@@ -12,7 +12,7 @@ import torch
 from kernels.inputs import require, require_multiple
 from kernels.product.words import Layout, columns, per_group, to_words
 
-LAYOUT = Layout(4)
+LAYOUT = Layout(4, 16)  # with 32 rows, products of 32 and 64 tokens need more registers than there are
 SECOND_BLOCK = 256  # scales of blocks that share a scale of their own, in bitsandbytes and in QLoRA, section 3
 HEADER = 2 + 256  # what stands before the scales of the scales in `TableWeights.second`
 LARGEST = torch.finfo(torch.float16).max
@@ -68,7 +68,7 @@ def pack(
 
     `group` None means one scale for all inputs of an output. Scales are float16 or float32, with `second` codes in
     uint8. The table's entries, float16 or float32, are rounded to the type of the activations that they will meet
-    (half to even). Raises `ValueError` for groups that are no multiple of 32, for shapes and types that do not match,
+    (half to even). Raises `ValueError` for groups that are no multiple of 16, for shapes and types that do not match,
     codes out of range and entries that float16 cannot hold.
     """
     require("codes", codes, shape=(None, None), dtypes=(torch.uint8, torch.int32, torch.int64))
