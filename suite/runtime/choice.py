@@ -2,12 +2,13 @@
 
 Candidates are timed for one row and for many, once for every grid and shape. For one row all products compete. For many
 rows products that hold decoded weights compete only where one was chosen for one row, and then alone: else a layer
-would hold both.
+would hold both. In between, times are taken to grow in proportion with rows, which says from how many on the second
+choice is the faster one.
 Where inputs are rounded to a few levels, a product that rounds on its own would now and then move one to the next level
 and make another model: such recipes have exact products, in float32, unless another is asked for.
 """
 
-import statistics
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,23 +17,27 @@ from functools import partial
 import torch
 
 from suite.recipe import Target
-from suite.runtime.products import PRODUCTS, Core, Prepared, Unfit, product_named
+from suite.runtime.products import PRODUCTS, Core, Pair, Prepared, Unfit, product_named
 
 AUTO = "auto"
 FALLBACK = "dequantize"  # which computes everything
 MANY_ROWS = 128  # of a prefill that is timed
-_SECONDS = 0.03  # that one candidate is timed for, at least
-_REPEATS = 3  # and how often, at least
+_REPEATS = 9  # of a candidate, and one to warm up
+_OTHER = 1 << 25  # values, 128 MiB: more than the last cache of a CPU or a GPU holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was found for one grid and shape: the products taken, and microseconds of every candidate by its name."""
+    """What was found for one grid and shape: the products taken, the second `since` so many rows.
+
+    With microseconds of every candidate by its name.
+    """
 
     grid: str
     shape: tuple[int, int]
     few: str
     many: str
+    since: int
     few_microseconds: dict[str, float]
     many_microseconds: dict[str, float]
 
@@ -56,19 +61,21 @@ class Chooser:
         if self.asked != AUTO:
             product_named(self.asked)
 
-    def prepare(self, core: Core) -> tuple[Prepared, Prepared]:
-        """The layer as its products read it, for few rows and for many."""
+    def prepare(self, core: Core) -> Pair:
+        """The layer as its products read it."""
         key = str(Target(core.fitted.grid)), core.shape
         if self.asked != AUTO:
             prepared = self._one(self.asked, core, key)
-            return prepared, prepared
+            return Pair(prepared, prepared)
         ready: dict[str, Prepared] = {}
         if key not in self.measured:
             ready = self._ready(core)
             self.measured[key] = self._measure(key, ready)
         found = self.measured[key]
         few = ready.get(found.few) or self._one(found.few, core, key)
-        return few, few if found.many == found.few else ready.get(found.many) or self._one(found.many, core, key)
+        if found.many == found.few:
+            return Pair(few, few)
+        return Pair(few, ready.get(found.many) or self._one(found.many, core, key), found.since)
 
     def _one(self, name: str, core: Core, key: tuple[str, tuple[int, int]]) -> Prepared:
         try:
@@ -94,20 +101,34 @@ class Chooser:
         rivals = {name: prepared for name, prepared in ready.items()
                   if name == best or not (dense or product_named(name).holds_dense)}  # fmt: skip
         many = self._times(rivals, MANY_ROWS, key[1][1])
-        return Measured(grid=key[0], shape=key[1], few=best, many=min(many, key=many.__getitem__),
-                        few_microseconds=few, many_microseconds=many)  # fmt: skip
+        second = min(many, key=many.__getitem__)
+        return Measured(grid=key[0], shape=key[1], few=best, many=second, few_microseconds=few, many_microseconds=many,
+                        since=_crossing((few[best], many[best]), (few[second], many[second])))  # fmt: skip
 
     def _times(self, candidates: dict[str, Prepared], rows: int, n_in: int) -> dict[str, float]:
-        """Medians in microseconds; candidates take turns, so that what else runs disturbs all alike."""
+        """The least of several times, in microseconds: what else runs only adds.
+
+        Candidates take turns, and between any two the caches are filled with something else: in decoding, all other
+        layers come between two uses of one.
+        """
         x = torch.randn(rows, n_in, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        other = torch.ones(_OTHER, device=self.device)
         times: dict[str, list[float]] = {name: [] for name in candidates}
-        for prepared in candidates.values():
-            prepared(x)
-        while any(len(taken) < _REPEATS or sum(taken) < _SECONDS for taken in times.values()):
+        for _ in range(_REPEATS + 1):
             for name, prepared in candidates.items():
-                if len(times[name]) < _REPEATS or sum(times[name]) < _SECONDS:
-                    times[name].append(seconds(partial(prepared, x), self.device))
-        return {name: round(1e6 * statistics.median(taken), 2) for name, taken in times.items()}
+                other.sum()
+                times[name].append(seconds(partial(prepared, x), self.device))
+        return {name: round(1e6 * min(taken[1:]), 2) for name, taken in times.items()}
+
+
+def _crossing(first: tuple[float, float], second: tuple[float, float]) -> int:
+    """Rows from which on the second is the faster one, by straight lines through times of 1 and `MANY_ROWS` rows.
+
+    >>> _crossing((1.0, 128.0), (64.0, 65.0))
+    65
+    """
+    behind, ahead = second[0] - first[0], first[1] - second[1]
+    return 1 if ahead + behind == 0 else math.ceil(1 + (MANY_ROWS - 1) * behind / (behind + ahead))
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -8,13 +8,10 @@ from torch import nn
 
 from kernels.hadamard import hadamard_transform
 from suite.quantized import Quantized
-from suite.runtime.products import Core, Prepared
+from suite.runtime.products import Core, Pair
 from suite.transforms import Frame
 
-MANY = 16  # rows from which on a product counts as prefill's: matrix units are full, and weights are read once for all
-
-# For a layer: what computes few rows, and what computes many; often the same.
-Prepare = Callable[[Core], tuple[Prepared, Prepared]]
+Prepare = Callable[[Core], Pair]
 
 
 class PackedLinear(nn.Module):
@@ -28,26 +25,26 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = found.grid.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self.few, self.many = prepare(core_of(found))
+        self.pair = prepare(core_of(found))
         self._frame = None if found.frame is None else _on(found.frame.as_stored(), device)
         self._in_scale = None if found.in_scale is None else found.in_scale.float().to(device)
 
     @property
     def n_bytes(self) -> int:
         """Bytes that one token's product reads: packed weights and bias."""
-        return self.few.n_bytes + (0 if self.bias is None else self.bias.nbytes)
+        return self.pair.few.n_bytes + (0 if self.bias is None else self.bias.nbytes)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of everything that is held."""
-        return self.n_bytes + (0 if self.many is self.few else self.many.n_bytes)
+        return self.n_bytes + (0 if self.pair.many is self.pair.few else self.pair.many.n_bytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (.., in) to outputs (.., out), of their type."""
         rows = x.reshape(-1, self.in_features)
         if self._in_scale is not None or self._frame is not None:
             rows = self._into(rows.float()).to(x.dtype)
-        y = (self.few if len(rows) < MANY else self.many)(rows)
+        y = self.pair.at(len(rows))(rows)
         if self._frame is not None:
             y = _out_of(self._frame, y.float())
         if self.bias is not None:
@@ -63,9 +60,8 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and products."""
-        return (
-            f"{self.in_features}, {self.out_features}, few={type(self.few).__name__}, many={type(self.many).__name__}"
-        )
+        few, many = type(self.pair.few).__name__, type(self.pair.many).__name__
+        return f"{self.in_features}, {self.out_features}, few={few}, many={many}, since={self.pair.since}"
 
 
 def core_of(found: Quantized) -> Core:

@@ -49,6 +49,19 @@ class Prepared(Protocol):
         """The operation that does the work, ready to be called: what everything around it is measured against."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What multiplies a layer's inputs: `few` rows of them, and, from `since` rows on, `many`; often the same."""
+
+    few: Prepared
+    many: Prepared
+    since: int = 1
+
+    def at(self, rows: int) -> Prepared:
+        """The product for so many rows."""
+        return self.few if rows < self.since else self.many
+
+
 @dataclass(frozen=True)  # without slots: whether it is affine is found out once
 class Core:
     """`codes` on the grid `fitted`, with parameters as they come back from bytes."""

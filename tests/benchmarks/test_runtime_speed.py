@@ -1,6 +1,6 @@
-"""Decoding from packed weights beside the same model in bfloat16: 226 M random weights in the blocks, two threads.
+"""Decoding from packed weights beside the same model in bfloat16: 206 M random weights in the blocks, two threads.
 
-8 blocks of 1,536 channels, 4,096 in between, and a vocabulary of 4,096, whose embedding and head of 6.3 M weights each
+4 blocks of 2,048 channels, 5,632 in between, and a vocabulary of 4,096, whose embedding and head of 8.4 M weights each
 stay in bfloat16 in every model: the head is read for every token, the embedding is not. Formats are round-to-nearest
 integers of 4 bits in groups of 128, of 8 bits in groups of 128, and of 8 bits a row. Models take turns in one process,
 24 tokens behind a prompt of 32. *Overhead* is what packed layers take beside the bare products that they call, on one
@@ -23,7 +23,7 @@ from suite.runtime.speed import overhead, race
 
 ROUNDS, PROMPT, TOKENS = 7, 32, 24
 CONFIG = LlamaConfig(
-    hidden_size=1536, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=12, num_key_value_heads=12,
+    hidden_size=2048, intermediate_size=5632, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=16,
     vocab_size=4096, max_position_embeddings=1024, tie_word_embeddings=False,
 )  # fmt: skip
 GRIDS = {

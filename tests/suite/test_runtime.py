@@ -191,9 +191,9 @@ def test_a_measurement_decides_and_is_kept():
     assert measured.few == min(measured.few_microseconds, key=measured.few_microseconds.get)
     assert measured.many == min(measured.many_microseconds, key=measured.many_microseconds.get)
     assert set(measured.few_microseconds) == {"int4pack", "int8pack", "dense", "dequantize"}  # a group is a row here
-    assert type(first.few) is type(second.few) and type(first.many) is type(second.many)
+    assert type(first.pair.few) is type(second.pair.few) and type(first.pair.many) is type(second.pair.many)
     dense = {name for name in measured.many_microseconds if product_named(name).holds_dense}
-    assert dense in (set(), {measured.few}) and (not dense or first.many is first.few)
+    assert dense in (set(), {measured.few}) and (not dense or first.pair.many is first.pair.few)
 
 
 def test_exact_choosers_take_products_that_round_nothing():
