@@ -10,14 +10,13 @@ the product reads it, or raises `Unfit` with the reason. Beside float32 sums, wh
 - `int8pack`: inputs, output and the row's scale to bfloat16; for integers symmetric about a code, one scale a row;
 - `dense`: weights to the type of the inputs, of which it holds a copy: nothing else, and nothing at all in float32;
 - `dequantize`: the same from codes, a few columns at a time;
-- `kernel`: on a GPU, `kernels.integer_product`: scales to float16, which most are stored in, and the output to the type
-  of the inputs, which is float16 or bfloat16.
+- `kernel`: on a GPU, those of `kernels`: see `suite.runtime.gpu`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +169,7 @@ class Int8Pack:
         found = core.affine
         if found.base.shape[1] > 1:
             raise Unfit(f"groups of {found.group} inputs have a scale, expected one for a row")
-        zero = _zero_of(found)
+        zero = zero_of(found)
         codes = found.codes.to(torch.int32) - zero.round().to(torch.int32)
         if bool((zero - zero.round()).abs().max() > 2.0**-12) or int(codes.min()) < -128 or int(codes.max()) > 127:
             raise Unfit("its levels are not int8 times a scale")
@@ -293,43 +292,14 @@ class Dequantize:
         return partial(self, x)
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """Our own product of packed integers, on a GPU."""
+def _kernel(core: Core, dtype: torch.dtype, device: torch.device) -> Prepared:
+    """Our own product of packed weights, on a GPU."""
+    from suite.runtime.gpu import Kernel  # Triton is imported for those alone who ask for it
 
-    weights: Any
-    product: Callable[[torch.Tensor, Any], torch.Tensor]
-
-    @classmethod
-    def prepare(cls, core: Core, dtype: torch.dtype, device: torch.device) -> "Kernel":
-        """Lay out affine codes for `kernels.integer_product`."""
-        from kernels.integer_product import integer_product, pack  # Triton is imported for those alone who ask for it
-
-        found = core.affine
-        bits = next(bits for bits in (2, 3, 4, 8) if found.top < 2**bits)
-        scale, zero = found.scale, _zero_of(found)
-        middle = bool((zero == 2 ** (bits - 1)).all())
-        weights = pack(found.codes.to(device), scale.half().to(device), None if middle else zero.half().to(device),
-                       bits=bits, group=None if scale.shape[1] == 1 else found.group)  # fmt: skip
-        return cls(weights, integer_product)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of words and parameters."""
-        tensors = (self.weights.words, self.weights.scale, self.weights.zero)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Prepared`."""
-        return self.bare(x)().to(x.dtype)
-
-    def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """See `Prepared`."""
-        half = x if x.dtype in (torch.float16, torch.bfloat16) else x.to(torch.bfloat16)
-        return partial(self.product, half.contiguous(), self.weights)
+    return Kernel.prepare(core, dtype, device)
 
 
-def _zero_of(found: Affine) -> torch.Tensor:
+def zero_of(found: Affine) -> torch.Tensor:
     """The code, not always an integer, that stands for zero; `Unfit` where a whole group is one other number."""
     if bool(((found.scale == 0) & (found.base != 0)).any()):
         raise Unfit("a group's levels are all the same, and not zero")
@@ -339,7 +309,7 @@ def _zero_of(found: Affine) -> torch.Tensor:
 PRODUCTS = (
     Product(name="int4pack", device="cpu", prepare=Int4Pack.prepare),
     Product(name="int8pack", device="cpu", prepare=Int8Pack.prepare),
-    Product(name="kernel", device="cuda", prepare=Kernel.prepare),
+    Product(name="kernel", device="cuda", prepare=_kernel),
     Product(name="dense", device="any", prepare=Dense.prepare, holds_dense=True, exact=True),
     Product(name="dequantize", device="any", prepare=Dequantize.prepare, exact=True),
 )
