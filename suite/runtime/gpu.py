@@ -1,9 +1,10 @@
-"""Our own kernels as products: integers, floating point of 6 and 8 bits and MX, and tables of up to 16 levels.
+"""Our own kernels as products: integers, floating point, tables of up to 16 levels, E8P, trellises, AQLM's codebooks.
 
 Each decodes exactly what it is given and sums in float32, in and out in float16 or bfloat16. On the way to it, scales
 and zero points of integers are rounded to float16, which most are stored in; those of floating point stay as they are,
-powers of two or float32; entries of a table are rounded to the type of the inputs. (E8M0 of MX is stored in its 8 bits,
-scales that a format holds in other ways, such as NVFP4's E4M3, are computed beforehand and take 32.)
+powers of two or float32; entries of a table are rounded to the type of the inputs. What is looked up for vectors is
+decoded to that type too, sums of codebooks and of two lattice points rounded in it. E8M0 of MX is stored in its 8 bits;
+scales that a format holds in other ways, such as NVFP4's E4M3, are computed beforehand and take 32.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels import float_product, integer_product, table_product
+from kernels import (
+    codebook_product,
+    float_product,
+    integer_product,
+    lattice_product,
+    table_product,
+    trellis_product,
+)
 from kernels.float_product.formats import FORMATS
 from suite.grids import PowerOfTwo
+from suite.grids.codebooks import FittedCodebooks
+from suite.grids.e8p import FittedE8P
+from suite.grids.lattice_codebooks import e8_points, patterns
 from suite.grids.scaled import FittedScaled
+from suite.grids.trellis import FittedTrellis
+from suite.grids.trellis_codes import hyb_table
 from suite.runtime.products import Core, Unfit, zero_of
 
 _FORMATS = {known.name: known for known in FORMATS}
@@ -35,13 +48,13 @@ class Kernel:
     @classmethod
     def prepare(cls, core: Core, dtype: torch.dtype, device: torch.device) -> "Kernel":
         """Lay out the matrix for the first kernel that takes its format; `Unfit` where there is none."""
-        reasons = []
-        for layout in (_integers, _floats, _levels):
+        reasons: list[str] = []
+        for layout in (_lattice, _trellis, _codebooks, _integers, _floats, _levels):
             try:
                 return cls(*layout(core, device))
             except Unfit as error:
                 reasons.append(str(error))
-        raise Unfit("; ".join(reasons))
+        raise Unfit("; ".join(filter(None, reasons)))
 
     @property
     def n_bytes(self) -> int:
@@ -57,6 +70,52 @@ class Kernel:
         """See `Prepared`."""
         half = x if x.dtype in (torch.float16, torch.bfloat16) else x.to(torch.bfloat16)
         return partial(self.product, half.contiguous(), self.weights)
+
+
+def _lattice(core: Core, device: torch.device) -> tuple[Any, Any]:
+    fitted = core.fitted
+    if not isinstance(fitted, FittedE8P):
+        raise Unfit
+    weights = lattice_product.pack(
+        core.codes.to(device), torch.from_numpy(patterns()).to(device), fitted.scale.reshape(1).float().to(device),
+        inputs=fitted.shape[1], points=e8_points().to(device) if fitted.grid.bits == 3 else None,
+        residual=1.0 if fitted.grid.bits == 2 else fitted.grid.ratio,
+    )  # fmt: skip
+    return weights, lattice_product.lattice_product
+
+
+def _trellis(core: Core, device: torch.device) -> tuple[Any, Any]:
+    fitted = core.fitted
+    if not isinstance(fitted, FittedTrellis):
+        raise Unfit
+    grid, (n_out, n_in) = fitted.grid, fitted.shape
+    if grid.code not in trellis_product.packing.STEP_VALUES or (grid.L, *grid.tile) != (16, 16, 16):
+        raise Unfit(f"the code is {grid.code} of {grid.L} bits in tiles {grid.tile}: expected 16 bits in 16 x 16")
+    table = (hyb_table() if fitted.table is None else fitted.table) if grid.code == "hyb" else None
+    try:
+        weights = trellis_product.pack(
+            core.codes.to(device), fitted.scale.reshape(1).half().to(device),
+            None if table is None else table.half().to(device), code=grid.code, bits=grid.bits, outputs=n_out,
+            inputs=n_in,
+        )  # fmt: skip
+    except ValueError as error:
+        raise Unfit(str(error)) from error
+    return weights, trellis_product.trellis_product
+
+
+def _codebooks(core: Core, device: torch.device) -> tuple[Any, Any]:
+    fitted = core.fitted
+    if not isinstance(fitted, FittedCodebooks):
+        raise Unfit
+    if fitted.grid.axis != 1 or fitted.codebooks.shape[2] != codebook_product.packing.LENGTH:
+        raise Unfit(f"its codebooks have shape {tuple(fitted.codebooks.shape)}: expected eight inputs an entry")
+    scale = torch.ones(1) if fitted.scale is None else fitted.scale[:, 0]
+    try:
+        weights = codebook_product.pack(core.codes.to(device), fitted.codebooks.half().to(device),
+                                        scale.half().to(device), inputs=fitted.shape[1])  # fmt: skip
+    except ValueError as error:
+        raise Unfit(str(error)) from error
+    return weights, codebook_product.codebook_product
 
 
 def _integers(core: Core, device: torch.device) -> tuple[Any, Any]:

@@ -182,7 +182,8 @@ def test_the_kernel_multiplies_what_it_can_under_the_interpreter():
         assert bool(((y.double() - exact).abs() <= 2 * U * exact.abs() + 1e-4 * exact.square().mean().sqrt()).all())
 
 
-FORMATS = "nf4 nf2 fp4 mxfp4 nvfp4 mxfp6 mxfp6-e3m2 mxfp8 fp8 fp6 ternary lloyd-max q4_k".split()
+FORMATS = "nf4 nf2 fp4 mxfp4 nvfp4 mxfp6 mxfp6-e3m2 mxfp8 fp8 fp6 ternary lloyd-max q4_k"
+FORMATS = [*FORMATS.split(), "quip-sharp", "qtip"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -191,7 +192,8 @@ def test_formats_have_kernels_under_the_interpreter(name):
         pytest.skip("Triton was imported before TRITON_INTERPRET was set, or there is a GPU")
     (method,) = (method for method in METHODS if method.name == name)
     W, x = draw(24, 128), draw(3, 128, seed=1).to(torch.bfloat16)
-    found = quantize_matrix(W, method=name, bits=bits_of(method))
+    bits = 2 if name in ("quip-sharp", "qtip") else bits_of(method)
+    found = quantize_matrix(W, method=name, bits=bits, H=torch.eye(128))
     y, chooser = through(found, x, "kernel", torch.bfloat16)
     exact = x.double() @ found.dequantize().double().T
     spread = x.double().abs() @ found.dequantize().double().abs().T
