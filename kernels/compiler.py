@@ -65,7 +65,7 @@ def compiled(launch: Launch, architecture: int) -> MachineCode:
     kernel = triton.compile(
         _source(launch),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": True},
+        options=launch.options,
     )
     threads = launch.num_warps * 32
     return MachineCode(
@@ -108,7 +108,7 @@ _WIDE = r"(LDG|LDGSTS)\b.*\."
 
 def fingerprint(launch: Launch) -> str:
     """The same for launches that compile to the same machine code."""
-    return f"{_source(launch).hash()} {launch.num_warps} {launch.num_stages}"
+    return f"{_source(launch).hash()} {sorted(launch.options.items())}"
 
 
 def _source(launch: Launch) -> ASTSource:

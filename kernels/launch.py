@@ -44,6 +44,7 @@ class Launch:
     loop_weights: int
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # of a thread; None leaves it to the assembler, which may spill to have fewer
 
     @property
     def outputs(self) -> tuple[torch.Tensor, ...]:
@@ -53,7 +54,8 @@ class Launch:
     @property
     def options(self) -> dict[str, int | bool]:
         """What Triton is told beside arguments and constants."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        told = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return told if self.max_registers is None else told | {"maxnreg": self.max_registers}
 
     def run(self) -> Any:
         """Run it and return `output`. Raises `ValueError` for tensors that are not on a GPU, unless interpreted."""

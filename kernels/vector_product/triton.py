@@ -161,12 +161,14 @@ def plan(
         },
         constants={
             "DECODE": decode, "PLANES": planes, "DTYPE": dtype, "BLOCK_M": block_m, "BLOCK_N": block_n,
-            "BLOCK_K": block_k, "SPLITS": splits, "STAGES": 3,
+            "BLOCK_K": block_k, "SPLITS": splits,
+            "STAGES": 3 if block_m <= 16 else 2,  # registers have no room for more
         },
         output=out,
         loop_bytes=loop_bytes,
         loop_weights=block_n * block_k,
         num_warps=WARPS,
+        max_registers=128 if ratio is not None and block_m <= 16 else None,  # eight programs of a multiprocessor
     )  # fmt: skip
 
 
