@@ -23,7 +23,7 @@ import triton.language as tl
 from kernels.codebook_product.packing import BLOCKS, LENGTH, OUTPUTS, CodebookWeights, validate
 from kernels.inputs import ACTIVATIONS, require
 from kernels.launch import Launch, multiprocessors
-from kernels.product.triton import activations, finish
+from kernels.product.triton import finish
 from kernels.vector_product import triton as shared
 
 GROUPS = 64  # of eight outputs, in a program of `inner`
@@ -124,7 +124,7 @@ def inner(
         at = codes + (t * (columns // 8) + group) * 512 + within
         first, second = tl.split(tl.load(at, mask=group < columns // 8, other=0).reshape([GROUPS, 32, 8, 2]))
         k = t * 256 + v * 8 + tl.arange(0, 16)[None, :] % 8
-        tokens = activations(tl.load(x + k, mask=k < K, other=0), DTYPE)
+        tokens = tl.load(x + k, mask=k < K, other=0).to(DTYPE)
         sums += looked_up(products(tokens, first_book), first, bank, GROUPS)
         sums += looked_up(products(tokens, second_book), second, bank, GROUPS)
     p = tl.arange(0, GROUPS * 8)  # 8 (8 w + a) + 2 j + h in each tile of 128

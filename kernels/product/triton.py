@@ -93,8 +93,7 @@ def product(
             for i in tl.static_range(RUN):
                 k = (t * PIECES + run * RUN + i) * ROWS + r
                 inside = taken if WHOLE_K else taken & (k < K)[None, :]
-                loaded = tl.load(x + m[:, None] * x_stride + k[None, :], mask=inside, other=0)
-                tokens = activations(loaded, DTYPE)
+                tokens = tl.load(x + m[:, None] * x_stride + k[None, :], mask=inside, other=0).to(DTYPE)
                 sums = tl.dot(tokens, DECODE(a, b, c, shift, table, run * RUN + i, DTYPE), sums)
                 if OFFSET:  # the compiler sees that all columns are equal and multiplies eight
                     plain = tl.dot(tokens, tl.full([ROWS, BLOCK_N], 1, DTYPE), plain)
@@ -135,15 +134,6 @@ def finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS: tl.
             total += tl.load(spot + other * size, mask=whole, other=0.0, cache_modifier=".cg")
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=whole)
         tl.store(ticket, 0)
-
-
-@triton.jit
-def activations(x, DTYPE: tl.constexpr):
-    """Activations as the matrix units take them; int8 by its bits, exactly: 1024 + (x + 128) - 1152."""
-    if x.dtype == tl.int8:
-        raised = (x.to(tl.uint8, bitcast=True).to(tl.int16) ^ 0x80) | 0x6400
-        return raised.to(tl.float16, bitcast=True) - 1152.0
-    return x.to(DTYPE)
 
 
 @triton.jit

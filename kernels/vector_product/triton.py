@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import Launch, interpreted, multiprocessors
-from kernels.product.triton import activations, finish
+from kernels.product.triton import finish
 
 INTERPRETED = tl.constexpr(interpreted())
 WARPS = 2
@@ -66,7 +66,7 @@ def product(
     for t in tl.range(start, min(tiles, start + share), num_stages=STAGES):
         k = t * BLOCK_K + tl.arange(0, BLOCK_K)
         tokens = tl.load(x + m[:, None] * K + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0)
-        tokens = activations(tokens, DTYPE).T
+        tokens = tokens.to(DTYPE).T
         first = tl.dot(DECODE(codes, signs, table, t, 0, DTYPE), tokens, first)
         if PLANES == 2:
             weights = DECODE(codes, signs, table, t, 1, DTYPE)
