@@ -100,7 +100,7 @@ def counts(disassembly: str, shared: int = 0) -> dict[str, Any]:
     }
 
 
-_MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCQMMA|UTCOMMA)\b"
+_MATRIX = r"(HMMA|HGMMA|IMMA|IGMMA|QMMA|QGMMA|OMMA|UTCHMMA|UTCIMMA|UTCQMMA|UTCOMMA)\b"
 
 
 _WIDE = r"(LDG|LDGSTS)\b.*\."
