@@ -156,17 +156,35 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda name: bar.update(task, advance=1, description=name)
 
 
+# What is printed of each row, under what heading; --json has everything.
+_COLUMNS = {
+    "kernels": {"kernel": "kernel", "deterministic": "deterministic", "check": "checked at", "bench": "timed at"},
+    "check": {"kernel": "kernel", "size": "size", "dtype": "activations", "seed": "seed", "device": "device",
+              "excess": "error / allowed", "repeats": "same bits twice", "passed": "passed"},
+    "compile": {"kernel": "kernel", "size": "size", "dtype": "activations", "architecture": "chip",
+                "registers": "registers", "shared_bytes": "shared", "local_accesses": "spills",
+                "loop_instructions": "in the loop", "loop_wide_loads": "16-byte loads", "loop_matrix": "matrix",
+                "slots_per_weight": "a weight"},
+    "bench": {"kernel": "kernel", "target": "target", "rows": "rows", "verdict": "verdict", "shape": "shape",
+              "reason": "reason"},
+}  # fmt: skip
+
+
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, *rows[0])  # noqa: B026
+    columns = _COLUMNS[title]
+    table = Table(*columns.values(), box=SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(*(_text(row[name]) for name in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return f"{value[0]}, {len(value)} in all" if len(value) > 1 else value[0]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
