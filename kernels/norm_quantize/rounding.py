@@ -13,7 +13,7 @@ INTERPRETED = tl.constexpr(interpreted())
 
 @triton.jit
 def times(a, b):
-    """a b rounded to float32: never fused with what is added next, which would round once where others round twice."""
+    """Round a b to float32: never fused with what is added next, which would round once where others round twice."""
     if INTERPRETED:
         return a * b
     return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1)
@@ -53,7 +53,7 @@ E4M3_ASSEMBLY = tl.constexpr(
 
 @triton.jit
 def to_type(y, TYPE: tl.constexpr):
-    """y rounded to float16 or bfloat16; the interpreter would cut bfloat16 off, so there it is done by hand."""
+    """Round y to float16 or bfloat16; the interpreter would cut bfloat16 off, so there it is done by hand."""
     if INTERPRETED and TYPE == tl.bfloat16:
         bits = y.to(tl.int32, bitcast=True)
         y = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)

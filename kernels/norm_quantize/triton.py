@@ -7,9 +7,10 @@ registers, the norm goes into the scale alone, and codes are exact: they depend 
 RMSNorm: Zhang and Sennrich 2019, arXiv:1910.07467. Everything is in float32. Implementations that round the norm's
 result to 16 bits before they quantize (as two kernels must) differ from this by that rounding.
 
-A program has one token, or several short ones, and holds it in registers: at most 32 values a thread for 16,384. On an
-H200, 3 bytes a value (2 in, 1 out) leave 20 instruction slots; `slots_per_weight` of the compiler says what is taken.
-Loads in flight come from many small programs on a multiprocessor, not from a ring.
+A program has one token, or several short ones, in registers: 32 values a thread up to 16,384. On an H200, 3 bytes a
+value (2 in, 1 out) take the time of 21 instruction slots at 4.3 TB/s, and 1.2 times a clone of the activations that of
+33; the whole program, fixed costs and all, takes 13 without a norm and 19 to 23 with it. Loads under way come from many
+small programs on a multiprocessor, not from a ring.
 """
 
 from typing import Any
@@ -145,7 +146,7 @@ def norm_quantize(
 
 
 def token_quantize(x: torch.Tensor, format: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (rows, n) rounded to `format` without a norm: codes and scales as `norm_quantize` gives them, for gain 1."""
+    """Round x (rows, n) to `format` without a norm: codes and scales as `norm_quantize` gives them, for gain 1."""
     return plan(x, format, eps=None).run()
 
 
