@@ -12,9 +12,10 @@ keys and a part of the output for values. Codes are set into the fraction of 102
 one fused multiply-add takes a code to a float16 number, rounded once.
 
 Tokens that are not read from codes yet, fewer than two tiles and a window, are left to the last program, which reads
-them from the ring of the newest, with masks that the loop over codes does without. A cache of 16 bits is all ring and
-never wraps. Programs that share a sequence leave their largest score, their sum and their outputs, and the last one to
-finish adds them up in a fixed order, so that the result does not depend on who was last.
+them from the ring of the newest, with masks that the loop over codes does without. A cache of 16 bits is all ring, one
+that does not close; of it, the last tile is left. Programs that share a sequence leave their largest score, their sum
+and their outputs, and the last one to finish adds them up in a fixed order, so that the result does not depend on who
+was last.
 
 Queries are divided by a power of two that brings the largest of a head to 1, so that they fit float16 whatever their
 type; scores, their exponentials (in powers of two) and all sums are float32. The exponentials meet values in float16.
@@ -77,6 +78,7 @@ def attend(
     TILE: tl.constexpr = PARTS * PART
     PIECES: tl.constexpr = 16 // BITS
     WIDE: tl.constexpr = D // PIECES
+    STEP: tl.constexpr = WIDE if WIDE >= 16 else 16  # channels of a product with keys, a matrix instruction's at least
     head = tl.program_id(0)
     split = tl.program_id(1)
     n = tl.load(tokens + head // H)
@@ -103,12 +105,13 @@ def attend(
     inverse = (0x7F000000 - power).to(tl.float32, bitcast=True)
     factor = (power.to(tl.float32, bitcast=True) * scaling)[None, :, None]
     q = ()
-    total = ()
-    for j in tl.static_range(PIECES):
-        loaded = tl.load(heads + j * WIDE + c[None, :], mask=taken, other=0).to(tl.float32)
+    for j in tl.static_range(D // STEP):
+        loaded = tl.load(heads + j * STEP + tl.arange(0, STEP)[None, :], mask=taken, other=0).to(tl.float32)
         piece = (loaded * inverse[:, None]).to(tl.float16)
-        q = q + (tl.broadcast_to(piece[None], [PARTS, BLOCK_H, WIDE]),)
-        total = total + (tl.zeros([PARTS, BLOCK_H, WIDE], tl.float32),)
+        q += (tl.broadcast_to(piece[None], [PARTS, BLOCK_H, STEP]),)
+    total = ()
+    for _ in tl.static_range(PIECES):
+        total += (tl.zeros([PARTS, BLOCK_H, WIDE], tl.float32),)
     top = tl.full([PARTS, BLOCK_H, 1], LOWEST, tl.float32)
     weight = tl.zeros([PARTS, BLOCK_H, 1], tl.float32)
 
@@ -116,21 +119,20 @@ def attend(
     for t in tl.range(split * share, min(whole, (split + 1) * share), num_stages=STAGES):
         first = t * TILE + part
         if BITS == 16:
-            score = window_scores(q, window_keys, first, n, rows, D, PART, False)
+            score = window_scores(q, window_keys, first, n, rows, D, PART, False, False)
             top, weight, p, less = exponentials(score, factor, top, weight)
-            total = window_sums(total, p, less, window_values, first, n, rows, D, PART, False)
+            total = window_sums(total, p, less, window_values, first, n, rows, D, PART, False, False)
         else:
             score = scores(q, keys, key_scale, key_least, first, BITS, D, KEY_GROUP, PART)
             top, weight, p, less = exponentials(score, factor, top, weight)
             total = sums_of_values(
                 total, p, less, values, value_scale, value_least, first, capacity, BITS, D, VALUE_GROUP, PART
             )
-    if split == SPLITS - 1:
-        for t in tl.range(whole, tl.cdiv(n, TILE), num_stages=1):
-            first = t * TILE + part
-            score = window_scores(q, window_keys, first, n, rows, D, PART, True)
-            top, weight, p, less = exponentials(score, factor, top, weight)
-            total = window_sums(total, p, less, window_values, first, n, rows, D, PART, True)
+    for t in tl.range(whole, tl.cdiv(n, TILE) if split == SPLITS - 1 else whole, num_stages=1):
+        first = t * TILE + part
+        score = window_scores(q, window_keys, first, n, rows, D, PART, True, BITS < 16)
+        top, weight, p, less = exponentials(score, factor, top, weight)
+        total = window_sums(total, p, less, window_values, first, n, rows, D, PART, True, BITS < 16)
 
     highest = tl.max(top, 0)  # (BLOCK_H, 1)
     less = tl.exp2(top - highest[None])
@@ -163,13 +165,19 @@ def scores(
     least = ()
     for j in tl.static_range(PIECES):
         at = first // GROUP * (D // 2) + j * (WIDE // 2) + tl.arange(0, WIDE // 2)[None, :, None]
-        scale = scale + (pairs(tl.load(key_scale + at)),)
-        least = least + (pairs(tl.load(key_least + at)),)
+        scale += (pairs(tl.load(key_scale + at)),)
+        least += (pairs(tl.load(key_least + at)),)
     t = first + tl.arange(0, PART)[None, None, :]
-    words = tl.load(keys + t * WIDE + tl.arange(0, WIDE)[None, :, None], eviction_policy="evict_first")
+    words = tl.load(keys + t * WIDE + tl.arange(0, WIDE)[None, :, None])
     found = tl.zeros([q[0].shape[0], q[0].shape[1], PART], tl.float32)
-    for j in tl.static_range(PIECES):
-        found = tl.dot(q[j], number(words, scale[j], least[j], j, BITS), found)
+    for j in tl.static_range(len(q)):
+        if len(q) == PIECES:
+            piece = number(words, scale[j], least[j], j, BITS)
+        else:  # two, one after the other
+            low = number(words, scale[2 * j], least[2 * j], 2 * j, BITS)
+            high = number(words, scale[2 * j + 1], least[2 * j + 1], 2 * j + 1, BITS)
+            piece = tl.join(low, high).permute(0, 3, 1, 2).reshape([low.shape[0], 2 * WIDE, PART])
+        found = tl.dot(q[j], piece, found)
     return found
 
 
@@ -183,47 +191,47 @@ def sums_of_values(
     WIDE: tl.constexpr = D // PIECES
     scale = ()
     least = ()
-    for j in tl.static_range(PIECES):
-        at = j * WIDE // GROUP * (capacity // 2) + first // 2 + tl.arange(0, PART // 2)[None, :, None]
-        scale = scale + (pairs(tl.load(value_scale + at)),)
-        least = least + (pairs(tl.load(value_least + at)),)
+    for group in tl.static_range(D // GROUP):
+        at = group * (capacity // 2) + first // 2 + tl.arange(0, PART // 2)[None, :, None]
+        scale += (pairs(tl.load(value_scale + at)),)
+        least += (pairs(tl.load(value_least + at)),)
     t = first + tl.arange(0, PART)[None, :, None]
-    words = tl.load(values + t * WIDE + tl.arange(0, WIDE)[None, None, :], eviction_policy="evict_first")
+    words = tl.load(values + t * WIDE + tl.arange(0, WIDE)[None, None, :])
     found = ()
     for j in tl.static_range(PIECES):
-        found = found + (tl.dot(p, number(words, scale[j], least[j], j, BITS), total[j] * less),)
+        piece = number(words, scale[j * WIDE // GROUP], least[j * WIDE // GROUP], j, BITS)
+        found += (tl.dot(p, piece, total[j] * less),)
     return found
 
 
 @triton.jit
-def window_scores(q, keys, first, n, rows, D: tl.constexpr, PART: tl.constexpr, RING: tl.constexpr):
+def window_scores(
+    q, keys, first, n, rows, D: tl.constexpr, PART: tl.constexpr, MASKED: tl.constexpr, RING: tl.constexpr
+):
     """Products (PARTS, heads, PART) with float16 keys of the tokens from `first` on, of which there are `n`."""
     WIDE: tl.constexpr = q[0].shape[2]
     t = first + tl.arange(0, PART)[None, None, :]
     at = keys + (t % rows if RING else t) * D + tl.arange(0, WIDE)[None, :, None]
     found = tl.zeros([q[0].shape[0], q[0].shape[1], PART], tl.float32)
     for j in tl.static_range(len(q)):
-        if RING:
-            piece = tl.load(at + j * WIDE, mask=t < n, other=0.0)
-        else:
-            piece = tl.load(at + j * WIDE, eviction_policy="evict_first")
+        piece = tl.load(at + j * WIDE, mask=t < n, other=0.0) if MASKED else tl.load(at + j * WIDE)
         found = tl.dot(q[j], piece, found)
-    return tl.where(t < n, found, float("-inf")) if RING else found
+    return tl.where(t < n, found, float("-inf")) if MASKED else found
 
 
 @triton.jit
-def window_sums(total, p, less, values, first, n, rows, D: tl.constexpr, PART: tl.constexpr, RING: tl.constexpr):
+def window_sums(
+    total, p, less, values, first, n, rows, D: tl.constexpr, PART: tl.constexpr, MASKED: tl.constexpr,
+    RING: tl.constexpr,
+):  # fmt: skip
     """`less` times the pieces of `total`, and p times float16 values of the tokens from `first` on."""
     WIDE: tl.constexpr = total[0].shape[2]
     t = first + tl.arange(0, PART)[None, :, None]
     at = values + (t % rows if RING else t) * D + tl.arange(0, WIDE)[None, None, :]
     found = ()
     for j in tl.static_range(len(total)):
-        if RING:
-            piece = tl.load(at + j * WIDE, mask=t < n, other=0.0)
-        else:
-            piece = tl.load(at + j * WIDE, eviction_policy="evict_first")
-        found = found + (tl.dot(p, piece, total[j] * less),)
+        piece = tl.load(at + j * WIDE, mask=t < n, other=0.0) if MASKED else tl.load(at + j * WIDE)
+        found += (tl.dot(p, piece, total[j] * less),)
     return found
 
 
@@ -309,8 +317,9 @@ def plan(query: torch.Tensor, cache: Cache, scaling: float | None = None) -> Lau
         function=attend,
         grid=(programs, splits),
         arguments={
-            "query": query, "keys": cache.keys, "key_scale": _pairs(cache.key_scale), "key_least": _pairs(cache.key_least),
-            "values": cache.values, "value_scale": _pairs(cache.value_scale), "value_least": _pairs(cache.value_least),
+            "query": query, "keys": cache.keys, "values": cache.values,
+            "key_scale": _pairs(cache.key_scale), "key_least": _pairs(cache.key_least),
+            "value_scale": _pairs(cache.value_scale), "value_least": _pairs(cache.value_least),
             "window_keys": cache.window_keys, "window_values": cache.window_values, "tokens": cache.tokens,
             "packed": cache.packed, "out": out,
             "partial": query.new_empty((*left_behind, width), dtype=torch.float32) if split else None,
@@ -332,7 +341,7 @@ def plan(query: torch.Tensor, cache: Cache, scaling: float | None = None) -> Lau
 
 
 def _pairs(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.view(torch.int32)
+    return None if x is None else x.view(-1).view(torch.int32)
 
 
 def splits_for(programs: int, tiles: int, multiprocessors: int) -> int:
