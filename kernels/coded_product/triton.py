@@ -2,8 +2,8 @@
 
 A weight in its window is 2^(base - bias) 2^code 1.f. Sign and fraction f go where bfloat16 or float16 has them, the
 code into the lowest three bits of an exponent whose others are constant: 2^(code - 7) 1.f, exact in both, and matrix
-units multiply it. The window's power of two applies to an output's sum, in float32. An escape reads 2^-7 there, so what it
-added is subtracted, and its own value times its activation is added; 1 in 80 weights, and each program of an output
+units multiply it. The window's power of two applies to an output's sum, in float32. An escape reads 2^-7 there, so what
+it added is subtracted, and its own value times its activation is added; 1 in 80 weights, and each program of an output
 takes its share of them, whatever their inputs.
 
 The loop is that of `kernels.product.triton`, but a tile has 11 planes of words (FP8: 7) where that one has three, and
