@@ -39,7 +39,8 @@ class Kernel:
     that says its `operations` and prints itself; `check` sizes are small and ragged, `bench` sizes real, `compile`
     those at which the machine code is looked at (a product's follow from its bench). `tolerance` bounds
     |kernel - reference| in units of the root mean square of the reference, beside one rounding to the output's type;
-    integers agree exactly.
+    integers agree exactly. Where that is not what a result means (codes and their scales), `excess(result, reference,
+    tolerance)` gives its largest error in units of what is allowed.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kernel:
     tolerance: float
     compile: tuple[Any, ...] = ()
     deterministic: bool = True
+    excess: Callable[[Any, Any, float], float] | None = None
 
     def bytes_moved(self, *inputs: Any) -> int:
         """Bytes that any implementation must read and write once: all inputs and the outputs."""

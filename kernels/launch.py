@@ -5,7 +5,7 @@ A public function of this package plans a `Launch` and runs it. The plan needs n
 and again, which is how a CUDA graph or a bench calls it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Launch:
     loop_weights: int
     num_warps: int = 4
     num_stages: int = 3
+    elsewhere: Callable[[tuple[int, int]], "Launch"] | None = None  # the plan for another compute capability
     max_registers: int | None = None  # of a thread; None leaves it to the assembler, which may spill to have fewer
 
     @property

@@ -242,7 +242,7 @@ def candidates(launch: Launch) -> tuple[Launch, ...]:
 def on(launch: Launch, capability: tuple[int, int]) -> Launch:
     """The launch that `plan` would give on a chip of that compute capability, for the offline compiler."""
     if launch.function is not product:
-        return launch
+        return launch if launch.elsewhere is None else launch.elsewhere(capability)
     problem = _problem(launch.arguments, launch.constants)._replace(capability=capability)
     return _launch(launch.arguments, launch.constants, choices.default(problem))
 
