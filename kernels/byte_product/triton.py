@@ -13,6 +13,7 @@ precision, which is exact, and adds in float32.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,18 +141,12 @@ def plan(
     return _launch(arguments, weights.format, capability)
 
 
-def on(launch: Launch, capability: tuple[int, int]) -> Launch:
-    """The launch that `plan` would give on a chip of that compute capability, for the offline compiler."""
-    format = "int4" if launch.constants["NIBBLES"] else "int8" if launch.constants["SUMS"] == tl.int32 else "e4m3"
-    return _launch(launch.arguments, format, capability)
-
-
 def _launch(arguments: Mapping[str, Any], format: str, capability: tuple[int, int]) -> Launch:
     rows, outputs, row_bytes, x = (arguments[name] for name in ("M", "N", "x_bytes", "x"))
     choice = choices.default(choices.Problem(rows, outputs, row_bytes, format, multiprocessors(x.device), capability))
     down, across = triton.cdiv(rows, choice.block_m), triton.cdiv(outputs, choice.block_n)
     sums, shared = torch.float32 if format == "e4m3" else torch.int32, choice.splits > 1
-    partial = (choice.splits, rows, outputs)
+    parts = (choice.splits, rows, outputs)
     constants = {
         "NIBBLES": format == "int4", "SUMS": tl.float32 if format == "e4m3" else tl.int32,
         "WHOLE_M": rows % choice.block_m == 0, "WHOLE_N": outputs % choice.block_n == 0,
@@ -165,7 +160,7 @@ def _launch(arguments: Mapping[str, Any], format: str, capability: tuple[int, in
         arguments={
             **arguments,
             "turns": triton.cdiv(row_bytes, choice.block_k),
-            "partial": torch.empty(partial, dtype=sums, device=x.device) if shared else None,
+            "partial": torch.empty(parts, dtype=sums, device=x.device) if shared else None,
             "tickets": torch.zeros(across * down, dtype=torch.int32, device=x.device) if shared else None,
         },
         constants=constants,
@@ -173,6 +168,7 @@ def _launch(arguments: Mapping[str, Any], format: str, capability: tuple[int, in
         loop_bytes=tile,
         loop_weights=2 * tile if format == "int4" else tile,
         num_warps=choice.warps,
+        elsewhere=partial(_launch, arguments, format),
     )
 
 
