@@ -29,8 +29,8 @@ WIDTHS = (2, 4)
 class Cache:
     """Keys and values of a batch for one layer, room for `capacity` tokens of each sequence.
 
-    `keys` and `values` (batch, heads, capacity, D bits / 16) are int16 words; `key_scale` and `key_least` (batch,
-    heads, capacity / key_group, D), `value_scale` and `value_least` (batch, heads, D / value_group, capacity) float16;
+    `keys` and `values` (batch, heads, capacity, D bits / 16) are int16 words; the scales and least values of keys
+    (batch, heads, capacity / key_group, D) and those of values (batch, heads, tiles, D / value_group, TILE) float16;
     `window_keys` and `window_values` (batch, heads, rows, D) float16. Sequence i has `tokens[i]` tokens; the first
     `packed[i]`, whole tiles, are read from words, the others, `rows` at most, from the window. A cache of 16 bits is
     all window: the rest is None, and `rows` is its capacity.
@@ -103,7 +103,7 @@ def pack(
     return _checked(Cache(
         to_words(key_codes, bits), key_scale.transpose(2, 3).contiguous(), key_least.transpose(2, 3).contiguous(),
         to_words(value_codes, bits),
-        value_scale.transpose(2, 3).contiguous(), value_least.transpose(2, 3).contiguous(),
+        _by_tile(value_scale), _by_tile(value_least),
         _ring(seen_keys, packed, tokens, window + TILE), _ring(seen_values, packed, tokens, window + TILE),
         tokens, packed, bits, key_group, value_group,
     ))  # fmt: skip
@@ -124,7 +124,9 @@ def validate(cache: Cache) -> None:
         _check_groups(cache.bits, width, capacity, cache.key_group, cache.value_group)
         words = dict.fromkeys(("keys", "values"), (batch, heads, capacity, width * cache.bits // 16))
         floats |= dict.fromkeys(("key_scale", "key_least"), (batch, heads, capacity // cache.key_group, width))
-        floats |= dict.fromkeys(("value_scale", "value_least"), (batch, heads, width // cache.value_group, capacity))
+        floats |= dict.fromkeys(
+            ("value_scale", "value_least"), (batch, heads, capacity // TILE, width // cache.value_group, TILE)
+        )
         counts += ["packed"]
     for names, dtype in ((words, torch.int16), (floats, torch.float16), (dict.fromkeys(counts, (batch,)), torch.int32)):
         for name, shape in names.items():
@@ -177,6 +179,11 @@ def _read(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor) -> torc
     shape = scale.shape[-1], codes.shape[-1] // scale.shape[-1]
     exact = codes.unflatten(-1, shape).double() * scale.double()[..., None] + least.double()[..., None]
     return exact.half().flatten(-2)
+
+
+def _by_tile(x: torch.Tensor) -> torch.Tensor:
+    """Parameters (batch, heads, tokens, groups) as (batch, heads, tiles, groups, TILE)."""
+    return x.unflatten(2, (-1, TILE)).transpose(3, 4).contiguous()
 
 
 def _ring(x: torch.Tensor, first: torch.Tensor, tokens: torch.Tensor, rows: int) -> torch.Tensor:

@@ -21,8 +21,10 @@ def dequantize(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
     keys = from_words(cache.keys, cache.bits) * cache.key_scale.double()[:, :, group]
     keys += cache.key_least.double()[:, :, group]
     group = torch.arange(keys.shape[3], device=n.device) // cache.value_group
-    values = from_words(cache.values, cache.bits) * cache.value_scale.double()[:, :, group].transpose(2, 3)
-    values += cache.value_least.double()[:, :, group].transpose(2, 3)
+    scale, least = (
+        x.double().transpose(3, 4).flatten(2, 3)[..., group] for x in (cache.value_scale, cache.value_least)
+    )
+    values = from_words(cache.values, cache.bits) * scale + least
     packed = (n < cache.packed[:, None])[:, None, :, None]
     row = n % cache.window_keys.shape[2]
     read = (torch.where(packed, codes.half(), window[:, :, row])

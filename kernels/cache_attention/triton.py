@@ -48,7 +48,7 @@ def attend(
     key_scale,  # (B * H, capacity / KEY_GROUP, D / 2), int32: pairs of float16
     key_least,
     values,  # as keys
-    value_scale,  # (B * H, D / VALUE_GROUP, capacity / 2), int32: pairs of float16
+    value_scale,  # (B * H, tiles, D / VALUE_GROUP, TILE / 2), int32: pairs of float16
     value_least,
     window_keys,  # (B * H, rows, D), float16: token t in row t mod rows
     window_values,
@@ -126,7 +126,7 @@ def attend(
             score = scores(q, keys, key_scale, key_least, first, BITS, D, KEY_GROUP, PART)
             top, weight, p, less = exponentials(score, factor, top, weight)
             total = sums_of_values(
-                total, p, less, values, value_scale, value_least, first, capacity, BITS, D, VALUE_GROUP, PART
+                total, p, less, values, value_scale, value_least, first, BITS, D, VALUE_GROUP, PART, TILE
             )
     for t in tl.range(whole, tl.cdiv(n, TILE) if split == SPLITS - 1 else whole, num_stages=1):
         first = t * TILE + part
@@ -183,16 +183,17 @@ def scores(
 
 @triton.jit
 def sums_of_values(
-    total, p, less, values, value_scale, value_least, first, capacity, BITS: tl.constexpr, D: tl.constexpr,
-    GROUP: tl.constexpr, PART: tl.constexpr,
+    total, p, less, values, value_scale, value_least, first, BITS: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
+    PART: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """`less` times the pieces of `total` (PARTS, heads, WIDE), and p times packed values of the tokens from `first`."""
     PIECES: tl.constexpr = 16 // BITS
     WIDE: tl.constexpr = D // PIECES
     scale = ()
     least = ()
+    base = first // TILE * (D // GROUP * TILE // 2) + first % TILE // 2
     for group in tl.static_range(D // GROUP):
-        at = group * (capacity // 2) + first // 2 + tl.arange(0, PART // 2)[None, :, None]
+        at = group * (TILE // 2) + tl.arange(0, PART // 2)[None, :, None] + base
         scale += (pairs(tl.load(value_scale + at)),)
         least += (pairs(tl.load(value_least + at)),)
     t = first + tl.arange(0, PART)[None, :, None]

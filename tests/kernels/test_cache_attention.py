@@ -353,7 +353,7 @@ def test_queries_are_refused(query, complaint):
 @pytest.mark.parametrize(("parts", "complaint"), [
     ({"bits": 2}, r"keys has shape \(1, 2, 128, 16\), expected \(1, 2, 128, 8\)"),
     ({"key_group": 64}, r"key_scale has shape \(1, 2, 4, 64\), expected \(1, 2, 2, 64\)"),
-    ({"value_scale": torch.zeros(1, 2, 2, 128)}, r"value_scale is torch.float32, expected torch.float16"),
+    ({"value_scale": torch.zeros(1, 2, 1, 2, 128)}, r"value_scale is torch.float32, expected torch.float16"),
     ({"packed": counts(0, 0)}, r"packed has shape \(2,\), expected \(1\)"),
     ({"keys": None}, r"keys is a NoneType, expected a tensor"),
     ({"window_values": torch.zeros(1, 2, 128, 64).half()}, r"window_values has shape"),
