@@ -185,7 +185,9 @@ def scales(
         s, by = rounding.scales(top, LARGEST, NORM)
     else:
         same = (tl.arange(0, top.shape[0]) // A)[:, None] == r[None, :]
-        s, by = rounding.scales(tl.max(tl.where(same, top[:, None], 0.0), 0), LARGEST, NORM)
+        most = tl.max(tl.where(same, top[:, None], 0.0), 0)
+        most += tl.sum(tl.where(same, top[:, None] * 0.0, 0.0), 0)  # a maximum forgets NaN
+        s, by = rounding.scales(most, LARGEST, NORM)
         by = tl.sum(tl.where(same, by[None, :], 0.0), 1)
     tl.store(scale + r, s, mask=(r < ROWS) & (r < known))
     return by
