@@ -9,7 +9,7 @@ result to 16 bits before they quantize (as two kernels must) differ from this by
 
 A program has one token, or several short ones, in registers: 32 values a thread up to 16,384. On an H200, 3 bytes a
 value (2 in, 1 out) take the time of 21 instruction slots at 4.3 TB/s, and 1.2 times a clone of the activations that of
-33; the whole program, fixed costs and all, takes 13 without a norm and 19 to 23 with it. Loads under way come from many
+33; the whole program, fixed costs and all, takes 13 without a norm and 19 to 25 with it. Loads under way come from many
 small programs on a multiprocessor, not from a ring.
 """
 
