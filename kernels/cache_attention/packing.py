@@ -87,8 +87,8 @@ def pack(
     if capacity < length:
         raise ValueError(f"capacity is {capacity}, keys has {length} tokens")
     if bits == 16:
-        exact = (_grown(x, capacity) for x in (keys, values))
-        return _checked(Cache(None, None, None, None, None, None, *exact, tokens, None, 16, TILE, width))
+        whole = _grown(keys, capacity), _grown(values, capacity)
+        return _checked(Cache(None, None, None, None, None, None, whole[0], whole[1], tokens, None, 16, TILE, width))
     _check_groups(bits, width, capacity, key_group, value_group)
     require_multiple("window", window, key_group)
     codes, key_scale, key_least = _rounded(_grown(keys, capacity).transpose(2, 3), bits, key_group)
@@ -115,18 +115,18 @@ def validate(cache: Cache) -> None:
     device, (batch, heads, rows, width) = cache.window_keys.device, cache.window_keys.shape
     if width not in HEAD_DIMS:
         raise ValueError(f"heads have {width} channels, expected one of {HEAD_DIMS}")
-    floats = {"window_values": (batch, heads, rows, width)}
-    words, counts = {}, ["tokens"]
+    floats: dict[str, tuple[int, ...]] = {"window_values": (batch, heads, rows, width)}
+    words: dict[str, tuple[int, ...]] = {}
+    counts = ["tokens"]
     if cache.bits == 16:
         require_multiple("capacity", rows, TILE)
     else:
         capacity = cache.capacity
         _check_groups(cache.bits, width, capacity, cache.key_group, cache.value_group)
         words = dict.fromkeys(("keys", "values"), (batch, heads, capacity, width * cache.bits // 16))
-        floats |= dict.fromkeys(("key_scale", "key_least"), (batch, heads, capacity // cache.key_group, width))
-        floats |= dict.fromkeys(
-            ("value_scale", "value_least"), (batch, heads, capacity // TILE, width // cache.value_group, TILE)
-        )
+        by_key = (batch, heads, capacity // cache.key_group, width)
+        by_value = (batch, heads, capacity // TILE, width // cache.value_group, TILE)
+        floats |= {"key_scale": by_key, "key_least": by_key, "value_scale": by_value, "value_least": by_value}
         counts += ["packed"]
     for names, dtype in ((words, torch.int16), (floats, torch.float16), (dict.fromkeys(counts, (batch,)), torch.int32)):
         for name, shape in names.items():

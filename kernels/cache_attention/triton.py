@@ -21,6 +21,9 @@ Queries are divided by a power of two that brings the largest of a head to 1, so
 type; scores, their exponentials (in powers of two) and all sums are float32. The exponentials meet values in float16.
 """
 
+# Tuples grow while loops unroll:
+# mypy: disable-error-code="assignment"
+
 import math
 
 import torch
