@@ -51,7 +51,7 @@ def checked(kernel: Kernel, size: Size, seed: int, device: str) -> list[Check]:
         arguments = inputs(size, seed, device)
         with _poisoned():
             first, second = kernel.kernel(*arguments), kernel.kernel(*arguments)
-        repeats = not kernel.deterministic or all(map(torch.equal, _several(first), _several(second)))
+        repeats = not kernel.deterministic or all(map(torch.equal, outputs(first), outputs(second)))
         excess = excess_of_kernel(kernel, first, kernel.reference(*arguments))
         found.append(Check(kernel.name, str(size), dtype, seed, device, excess, repeats))
     return found
@@ -61,7 +61,7 @@ def excess_of_kernel(kernel: Kernel, result: Any, reference: Any) -> float:
     """Largest error in units of what the row allows, over all outputs."""
     if kernel.excess is not None:
         return kernel.excess(result, reference, kernel.tolerance)
-    pairs = zip(_several(result), _several(reference), strict=True)
+    pairs = zip(outputs(result), outputs(reference), strict=True)
     return max(excess_of(one, wanted, kernel.tolerance) for one, wanted in pairs)
 
 
@@ -79,7 +79,8 @@ def excess_of(result: torch.Tensor, reference: torch.Tensor, tolerance: float) -
     return ratio if ratio == ratio else float("inf")
 
 
-def _several(value: Any) -> tuple[torch.Tensor, ...]:
+def outputs(value: Any) -> tuple[torch.Tensor, ...]:
+    """What a kernel or its reference returns, one tensor or several, as several."""
     return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,13 @@ KEPT = Path(__file__).with_name("compiled.csv")
 SHAPES = ((28672, 512), (1024, 4096))
 
 
-def table(names: list[str] | None = None, jobs: int | None = None) -> list[dict[str, Any]]:
-    """Compile the kernels of `names` (all by default) in a process of its own: one row for each launch."""
-    command = [sys.executable, "-m", "kernels.machine_code", str(jobs or os.cpu_count() or 1), *(names or [])]
+def table(names: list[str] | None = None, jobs: int | None = None, brief: bool = False) -> list[dict[str, Any]]:
+    """Compile the kernels of `names` (all by default) in a process of its own: one row for each launch.
+
+    A brief table has each kernel's first size with the first type of activations, on every architecture.
+    """
+    how = [str(jobs or os.cpu_count() or 1), "brief" if brief else "whole"]
+    command = [sys.executable, "-m", "kernels.machine_code", *how, *(names or [])]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(said.stdout)
@@ -47,7 +52,7 @@ def keep(rows: list[dict[str, Any]], path: Path = KEPT) -> None:
         writer.writerows(rows)
 
 
-def _compiled(name: str) -> list[dict[str, Any]]:
+def _compiled(name: str, brief: bool) -> list[dict[str, Any]]:
     """A kernel at every shape, for every type of activations and architecture; what compiles alike is listed once."""
     import triton
 
@@ -57,8 +62,8 @@ def _compiled(name: str) -> list[dict[str, Any]]:
     from kernels.table import kernel_named
 
     kernel, seen, found = kernel_named(name), set(), []
-    for dtype, inputs in variants(kernel):
-        for size in kernel.compile or _product_sizes(kernel, dtype):
+    for dtype, inputs in list(variants(kernel))[: 1 if brief else None]:
+        for size in (kernel.compile or _product_sizes(kernel, dtype))[: 1 if brief else None]:
             launch = kernel.plan(*inputs(size, 0, "cpu"))
             mark = fingerprint(launch)
             if mark in seen:
@@ -70,21 +75,21 @@ def _compiled(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _product_sizes(kernel: "Kernel", dtype: str) -> list["Size"]:
+def _product_sizes(kernel: "Kernel", dtype: str) -> tuple["Size", ...]:
     """Every number of rows in the bench, at both shapes; how partial sums are added does not depend on `dtype`."""
     shapes = SHAPES if dtype != "bfloat16" else SHAPES[:1]
     rows = sorted({size.rows for size in kernel.bench}, reverse=True)
-    return [kernel.bench[0]._replace(rows=m, outputs=n, inputs=k) for m in rows for n, k in shapes]
+    return tuple(kernel.bench[0]._replace(rows=m, outputs=n, inputs=k) for m in rows for n, k in shapes)
 
 
-def _main(jobs: int, names: list[str]) -> None:
+def _main(jobs: int, brief: bool, names: list[str]) -> None:
     from kernels.table import KERNELS
 
     names = names or [kernel.name for kernel in KERNELS]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        rows = [row for rows in pool.map(_compiled, names) for row in rows]
+        rows = [row for rows in pool.map(partial(_compiled, brief=brief), names) for row in rows]
     json.dump(rows, sys.stdout)
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2:])
+    _main(int(sys.argv[1]), sys.argv[2] == "brief", sys.argv[3:])
