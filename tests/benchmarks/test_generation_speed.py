@@ -5,7 +5,7 @@ stay in bfloat16 in every model: the head is read for every token, the embedding
 integers of 4 bits in groups of 128, of 8 bits in groups of 128, and of 8 bits a row. Models take turns in one process,
 24 tokens behind a prompt of 32. *Overhead* is what packed layers take beside the bare products that they call, on one
 token, as a share of these; the rest of a token is `transformers`, the same for all. Nothing is asserted about time:
-`pytest tests/benchmarks/test_runtime_speed.py --benchmark-only -s` prints it.
+`pytest tests/benchmarks/test_generation_speed.py --benchmark-only -s` prints it.
 """
 
 from collections.abc import Iterator
