@@ -64,6 +64,7 @@ def test_decoding_from_packed_weights(benchmark, capsys: pytest.CaptureFixture) 
     models = {**runtimes, "bfloat16": Runtime(plain(), lambda: DynamicCache(config=CONFIG))}
     prompt = torch.arange(1, 1 + PROMPT)
     found = benchmark.pedantic(lambda: race(models, prompt, TOKENS, ROUNDS), rounds=1)
+    assert found.speeds.keys() == models.keys() and found.decode_ratio.keys() >= runtimes.keys()
     lines = [f"read bandwidth {found.bandwidth / 1e9:.1f} GB/s, {torch.get_num_threads()} threads"]
     for name, speed in found.speeds.items():
         ceiling = speed.roofline(found.bandwidth)
