@@ -40,7 +40,8 @@ class Kernel:
     those at which the machine code is looked at (a product's follow from its bench). `tolerance` bounds
     |kernel - reference| in units of the root mean square of the reference, beside one rounding to the output's type;
     integers agree exactly. Where that is not what a result means (codes and their scales), `excess(result, reference,
-    tolerance)` gives its largest error in units of what is allowed.
+    tolerance)` gives its largest error in units of what is allowed. Kernels of one `operation` and size are timed in
+    turns; products need none named, and what has none is timed on its own.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Kernel:
     compile: tuple[Any, ...] = ()
     deterministic: bool = True
     excess: Callable[[Any, Any, float], float] | None = None
+    operation: str = ""
 
     def bytes_moved(self, *inputs: Any) -> int:
         """Bytes that any implementation must read and write once: all inputs and the outputs."""

@@ -1,7 +1,8 @@
 """What a bench found, as values that go to a file and come back: no torch, so that reports can read them.
 
-Times are of one call inside a CUDA graph: the medians and quartiles over replays. Calls of one shape, the yardsticks
-among them, were timed in turns in the same run, so that their ratios are of one clock and one temperature.
+Times are of one call inside a CUDA graph: the medians and quartiles over replays. Calls at one shape - of a product, or
+of another task at one size -, the yardsticks among them, were timed in turns in the same run, so that their ratios are
+of one clock and one temperature.
 """
 
 import json
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["kernel", "peer", "yardstick"]
-COPY, READ, DENSE = "copy", "read", "bf16"  # yardsticks: see `kernels.yardsticks`
+COPY, READ, DENSE, CLONE = "copy", "read", "bf16", "clone"  # yardsticks: see `kernels.yardsticks`
 
 
 class Shape(NamedTuple):
@@ -24,26 +25,38 @@ class Shape(NamedTuple):
         return f"{self.rows} x {self.outputs} x {self.inputs}"
 
 
+class Task(NamedTuple):
+    """Anything else that is timed: an `operation`, as rows of `KERNELS` call it, and its `size`, as that prints."""
+
+    operation: str
+    size: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.size}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """A call of a kernel, a peer or a yardstick (`name`), with activations of `dtype`, beside others of its shape.
 
-    `bytes_moved` are what the call must at least read and write; `error` is the largest error of its result in units
-    of what is allowed; `launch` says which of a kernel's launches was the fastest, of how many tried.
+    `bytes_moved` are what the call must at least read and write, `bytes_written` those of them that are its result (0:
+    not told); `error` is the largest error of its result in units of what is allowed; `launch` says which of a kernel's
+    launches was the fastest, of how many tried.
     """
 
     name: str
     kind: Kind
-    shape: Shape
+    shape: Shape | Task
     dtype: str
     median_seconds: float
     lower_seconds: float  # quartiles
     upper_seconds: float
     replays: int
-    copies: int  # of the weights, in turns, so that the cache holds none of them
+    copies: int  # of the weights, or of what else comes from memory, in turns, so that the cache holds none of them
     bytes_moved: int
     error: float
     launch: str = ""
+    bytes_written: int = 0
 
     @property
     def bandwidth(self) -> float:
@@ -57,7 +70,7 @@ class Absence:
 
     name: str
     reason: str
-    shape: Shape | None = None
+    shape: Shape | Task | None = None
     dtype: str = ""
 
 
@@ -115,18 +128,19 @@ class Results:
             raise ValueError(f"not the results of a bench: {error!r}") from error
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[Shape | Task, ...]:
         """The shapes with timings, as they were measured."""
         return tuple(dict.fromkeys(timing.shape for timing in self.timings))
 
-    def of(self, shape: Shape) -> tuple[Timing, ...]:
+    def of(self, shape: Shape | Task) -> tuple[Timing, ...]:
         """The timings of a shape."""
         return tuple(timing for timing in self.timings if timing.shape == shape)
 
-    def find(self, name: str, shape: Shape, dtype: str | None = None) -> Timing | None:
+    def find(self, name: str, shape: Shape | Task, dtype: str | None = None) -> Timing | None:
         """The first timing of `name`, with `dtype` if one is asked for."""
         return next((t for t in self.of(shape) if t.name == name and dtype in (None, t.dtype)), None)
 
 
 def _shaped(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"shape": None if row["shape"] is None else Shape(*row["shape"])}
+    shape = row["shape"]
+    return row if shape is None else row | {"shape": Shape(*shape) if len(shape) == 3 else Task(*shape)}

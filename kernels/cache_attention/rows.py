@@ -67,7 +67,7 @@ def _row(name: str, bits: int, key_group: int = 32, value_group: int = 32) -> Ke
         inputs=partial(inputs, bits=bits, key_group=key_group, value_group=value_group),
         # weights of the softmax are rounded to float16, 2^-11 of their size at most: independent, and 2^-12.8 on the
         # average, so that six standard deviations are below 1e-3 of the outputs
-        check=CHECK, bench=BENCH, tolerance=1e-3, compile=COMPILE,
+        check=CHECK, bench=BENCH, tolerance=1e-3, compile=COMPILE, operation="attention",
     )  # fmt: skip
 
 

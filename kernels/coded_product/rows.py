@@ -71,6 +71,7 @@ def _decoder(name: str, weights: torch.dtype) -> Kernel:
         name=name, reference=decode_reference, kernel=decode_patterns, plan=plan_decode,
         inputs=partial(matrix, weights=weights), check=(Matrix(1, 1), Matrix(40, 256), Matrix(131, 387)),
         bench=(Matrix(28672, 8192), Matrix(4096, 4096)), tolerance=0.0, compile=(Matrix(28672, 512),),
+        operation="decode",
     )  # fmt: skip
 
 

@@ -53,14 +53,14 @@ def _codes(format: str) -> Kernel:
     return Kernel(
         name=f"hadamard-{format}", reference=hadamard_reference, kernel=partial(hadamard_quantize, format=format),
         plan=partial(plan, format=format), inputs=inputs, check=CHECK_CODES, bench=BENCH_CODES, compile=COMPILE_CODES,
-        tolerance=TOLERANCE, excess=partial(excess_of_codes, format=format),
+        tolerance=TOLERANCE, excess=partial(excess_of_codes, format=format), operation="hadamard",
     )  # fmt: skip
 
 
 HADAMARD_KERNELS = (
     Kernel(
         name="hadamard", reference=hadamard_reference, kernel=fast_hadamard, plan=plan, inputs=inputs, check=CHECK,
-        bench=BENCH, compile=COMPILE, tolerance=TOLERANCE,
+        bench=BENCH, compile=COMPILE, tolerance=TOLERANCE, operation="hadamard",
     ),
     *(_codes(format) for format in FORMATS),
 )  # fmt: skip

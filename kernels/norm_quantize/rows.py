@@ -63,6 +63,7 @@ def _row(name: str, **how: Any) -> Kernel:
     return Kernel(
         name=name, reference=norm_quantize_reference, kernel=_run, plan=plan, inputs=partial(inputs, **how),
         check=CHECK, bench=BENCH, compile=COMPILE[:-1] if how.get("residual") else COMPILE, tolerance=TOLERANCE,
+        operation="sum-norm" if how.get("residual") else "norm",
     )  # fmt: skip
 
 
