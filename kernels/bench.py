@@ -1,9 +1,9 @@
 """How fast the kernels are, beside yardsticks and peers in the same run.
 
 Everything of one shape is made ready, checked against its reference, captured in a CUDA graph that calls it on one copy
-of its weights after another - so many that no cache holds them -, and then replayed in turns, in another order every
+of its data after another - so many that no cache holds them -, and then replayed in turns, in another order every
 round. What is reported is the median of a call and its quartiles. So all see the same clocks and temperatures, launches
-cost what they cost in a served model, and weights come from memory.
+cost what they cost in a served model, and weights, caches and whatever else is transformed come from memory.
 
 A budget of seconds is kept: shapes that targets are about come first, tuning ends when a shape has used half of its
 share, and what is left undone at the end is said to be so.
@@ -15,23 +15,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from statistics import median, quantiles
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
-
-from kernels.check import excess_of, variants
-from kernels.contender import Contender
-from kernels.kernel import Kernel, Size
-from kernels.peers import PEERS, Absent, Peer
-from kernels.results import Absence, Agreement, Results, Shape, Timing
-from kernels.targets import LARGE, TARGETS
+from kernels.check import outputs, variants
+from kernels.contender import Absent, Contender, Rival
+from kernels.kernel import Kernel
+from kernels.peers import PEERS
+from kernels.results import Absence, Agreement, Results, Shape, Task, Timing
+from kernels.targets import large, targeted
 from kernels.tuning import Entry, Machine, contender, rotated
-from kernels.yardsticks import YARDSTICKS, Yardstick
+from kernels.yardsticks import YARDSTICKS
 
 ROUNDS = 60  # the median of so many has a standard error of a sixth of one replay's
 WARMING = 5  # rounds before, which are not counted
 TURNS = 2  # through the copies in a replay: 1 GB on an H200, 0.2 ms, hundreds of times the resolution of its events
-WEIGHT = 4  # of a shape with `LARGE` weights in the budget, beside 1 of others
+WEIGHT = 4  # of a large shape in the budget, beside 1 of others
 SLOW_SECONDS = 60  # that must be left for a peer that tunes or compiles itself
 Progress = Callable[[str], None]
 Builds = list[tuple[str, str, Callable[[], Contender]]]  # name, type of activations, and what makes it
@@ -55,7 +53,9 @@ class _Run:
     end: float  # on the machine's clock
     absences: list[Absence] = field(default_factory=list)
 
-    def attempt(self, name: str, shape: Shape, dtype: str, build: Callable[[], T], *, late: bool = False) -> T | None:
+    def attempt(
+        self, name: str, shape: Shape | Task, dtype: str, build: Callable[[], T], *, late: bool = False
+    ) -> T | None:
         """What `build` makes; where it cannot, or there is no time left and it is not to be done `late`, an absence."""
         try:
             if self.machine.now() >= self.end and not late:
@@ -77,8 +77,8 @@ def measure(
     command: str,
     seed: int = 0,
     agreements: Iterable[Agreement] = (),
-    peers: Sequence[Peer] = PEERS,
-    yardsticks: Sequence[Yardstick] = YARDSTICKS,
+    peers: Sequence[Rival] = PEERS,
+    yardsticks: Sequence[Rival] = YARDSTICKS,
     rounds: int = ROUNDS,
     progress: Progress = lambda text: None,
 ) -> Results:
@@ -94,8 +94,10 @@ def measure(
         progress(f"{shape}: {len(entries)} kernels")
         share = _weight(*plan[at]) / sum(_weight(*item) for item in plan[at:])
         now = machine.now()
-        ready = _ready(run, shape, entries, peers, yardsticks, tune_until=now + (run.end - now) * share / 2)
-        timings += run.attempt("replays", shape, "", partial(timed, ready, machine, rounds, seed), late=True) or []
+        tune_until = now + (run.end - now) * share / 2
+        ready = _ready(run, shape, entries, yardsticks, peers, tune_until)
+        replays = partial(timed, shape, ready, machine, rounds, seed)
+        timings += run.attempt("replays", shape, "", replays, late=True) or []
         del ready
         run.attempt("memory", shape, "", machine.release, late=True)
     after = {f"{name}, after": value for name, value in machine.facts().items() if facts.get(name) != value}
@@ -106,71 +108,57 @@ def measure(
     )  # fmt: skip
 
 
-def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape, list[Entry]]]:
-    """The shapes of products with what is timed at each: those of targets first, then in the order of the rows."""
-    found: dict[Shape, list[Entry]] = {}
+def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape | Task, list[Entry]]]:
+    """The shapes with what is timed at each: those of targets first, then in the order of the rows."""
+    found: dict[Shape | Task, list[Entry]] = {}
     for kernel in kernels:
-        for size in (size for size in kernel.bench if isinstance(size, Size)):
+        for size in kernel.bench:
             for nth, (dtype, inputs) in enumerate(variants(kernel)):
                 entry = Entry(kernel=kernel, size=size, dtype=dtype, inputs=inputs)
-                if nth == 0 or _targeted(entry.shape):
+                if nth == 0 or targeted(entry.shape):
                     found.setdefault(entry.shape, []).append(entry)
-    return sorted(found.items(), key=lambda item: not _targeted(item[0]))
+    return sorted(found.items(), key=lambda item: not targeted(item[0]))
 
 
-def _targeted(shape: Shape) -> bool:
-    return _large(shape) and any(target.rows == shape.rows for target in TARGETS)
-
-
-def _large(shape: Shape) -> bool:
-    return shape.outputs * shape.inputs >= LARGE
-
-
-def _weight(shape: Shape, entries: Sequence[Entry]) -> int:
-    return (WEIGHT if _large(shape) else 1) * len(entries)
+def _weight(shape: Shape | Task, entries: Sequence[Entry]) -> int:
+    return (WEIGHT if large(shape) else 1) * len(entries)
 
 
 def _ready(
     run: _Run,
-    shape: Shape,
+    shape: Shape | Task,
     entries: Sequence[Entry],
-    peers: Sequence[Peer],
-    yardsticks: Sequence[Yardstick],
+    yardsticks: Sequence[Rival],
+    peers: Sequence[Rival],
     tune_until: float,
 ) -> list[Ready]:
     """Everything that is timed at a shape: its graph is there and its result right. For the rest there are absences."""
-    machine, rotated_bytes = run.machine, run.machine.rotated_bytes
-    made = [
-        run.attempt(
-            entry.kernel.name, shape, entry.dtype, partial(rotated, entry, run.seed, machine.device, rotated_bytes)
-        )
-        for entry in entries
-    ]
+    machine, where = run.machine, (run.seed, run.machine.device, run.machine.rotated_bytes)
+    made = [run.attempt(entry.kernel.name, shape, entry.dtype, partial(rotated, entry, *where)) for entry in entries]
     there = [one for one in made if one is not None]
     machine.prepare(one.launches[0] for one in there)
     builds: Builds = [
         (one.entry.kernel.name, one.entry.dtype, partial(contender, one, machine, run.seed, tune_until))
         for one in there
     ]
-    arguments = (shape, run.seed, machine.device, rotated_bytes)
-    yards: Builds = [(name, "", partial(build, *arguments)) for name, build in yardsticks]
-    names = {entry.kernel.name for entry in entries}
-    beside: Builds = [
-        (peer.name, "", partial(_peer, peer, run, arguments)) for peer in peers if names & set(peer.beside)
-    ]
+    names = {name for entry in entries for name in (entry.operation, entry.kernel.name)}
+    yards, others = (  # of the first entry's size: all of a shape are alike to them
+        [(rival.name, "", partial(_built, rival, run, shape, entries[0].size))
+         for rival in rivals if rival.stands_beside(names)]
+        for rivals in (yardsticks, peers)
+    )  # fmt: skip
     ready = [run.attempt(name, shape, dtype, partial(_checked, build, machine))
-             for name, dtype, build in (*yards, *builds, *beside)]  # fmt: skip
+             for name, dtype, build in (*yards, *builds, *others)]  # fmt: skip
     return [one for one in ready if one is not None]
 
 
-def _peer(peer: Peer, run: _Run, arguments: tuple[Shape, int, str, int]) -> Contender:
-    shape = arguments[0]
-    if peer.slow:
-        if not _targeted(shape):
+def _built(rival: Rival, run: _Run, shape: Shape | Task, size: Any) -> Contender:
+    if rival.slow:
+        if not targeted(shape):
             raise Absent("it tunes or compiles itself for long: only at shapes of targets")
         if run.end - run.machine.now() < SLOW_SECONDS:
             raise Absent(f"it tunes or compiles itself for long, and less than {SLOW_SECONDS} s were left")
-    return peer.build(*arguments)
+    return rival.build(size, run.seed, run.machine.device, run.machine.rotated_bytes)
 
 
 def _checked(build: Callable[[], Contender], machine: Machine) -> Ready:
@@ -179,21 +167,22 @@ def _checked(build: Callable[[], Contender], machine: Machine) -> Ready:
     result, calls = made.calls[0](), made.calls * TURNS
     error = _error(result, made)
     replay = machine.capture(calls)
-    if made.kind == "kernel":  # whose launches fill the same tensor every time
-        result.fill_(float("nan") if result.is_floating_point() else 0)
+    if made.kind == "kernel":  # whose launches fill the same tensors every time
+        for output in outputs(result):
+            output.fill_(float("nan") if output.is_floating_point() else 0)
         replay()
         error = max(error, _error(result, made))
     return Ready(contender=made, error=error, replay=replay, calls=len(calls))
 
 
-def _error(result: torch.Tensor, made: Contender) -> float:
-    error = excess_of(result, made.reference, made.tolerance)
+def _error(result: Any, made: Contender) -> float:
+    error = made.excess(result, made.reference, made.tolerance)
     if not error <= 1:
         raise Absent(f"its result is off by {error:.3g} times what is allowed: not timed")
     return error
 
 
-def timed(ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> list[Timing]:
+def timed(shape: Shape | Task, ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> list[Timing]:
     """Replay all of them `rounds` times in turns, in an order drawn anew each round, after `WARMING` rounds."""
     draw, order = random.Random(seed), list(range(len(ready)))
     seconds: list[list[float]] = [[] for _ in ready]
@@ -202,14 +191,14 @@ def timed(ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> l
         for k, taken in zip(order, machine.seconds([ready[k].replay for k in order]), strict=True):
             if nth >= WARMING:
                 seconds[k].append(taken / ready[k].calls)
-    return [_timing(one, taken) for one, taken in zip(ready, seconds, strict=True)]
+    return [_timing(shape, one, taken) for one, taken in zip(ready, seconds, strict=True)]
 
 
-def _timing(ready: Ready, seconds: Sequence[float]) -> Timing:
+def _timing(shape: Shape | Task, ready: Ready, seconds: Sequence[float]) -> Timing:
     made = ready.contender
     lower, _, upper = quantiles(seconds, n=4, method="inclusive")
     return Timing(
-        name=made.name, kind=made.kind, shape=made.shape, dtype=made.dtype, median_seconds=median(seconds),
+        name=made.name, kind=made.kind, shape=shape, dtype=made.dtype, median_seconds=median(seconds),
         lower_seconds=lower, upper_seconds=upper, replays=len(seconds), copies=len(made.calls),
-        bytes_moved=made.bytes_moved, error=ready.error, launch=made.launch,
+        bytes_moved=made.bytes_moved, bytes_written=made.bytes_written, error=ready.error, launch=made.launch,
     )  # fmt: skip

@@ -32,9 +32,22 @@ SEEDS = 10  # random inputs for each kernel and size on a GPU; the interpreter, 
     default=None,
     help="the file that --bench writes; by default in reports/measured, named by the device",
 )
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="how long --bench may take, checks included, but for a last peer that tunes itself; 440 by default",
+)
 @click.option("--keep", is_flag=True, help="with --compile: write the table that the tests compare with")
 def kernels(
-    check: bool, machine_code: bool, bench: bool, only: str | None, as_json: bool, out: Path | None, keep: bool
+    check: bool,
+    machine_code: bool,
+    bench: bool,
+    only: str | None,
+    as_json: bool,
+    out: Path | None,
+    seconds: float | None,
+    keep: bool,
 ) -> None:
     """The kernels: correctness against references, machine code, and speed against a copy and peers.
 
@@ -53,7 +66,7 @@ def kernels(
     if machine_code:
         said["compile"] = _compile(chosen, keep)
     if bench:
-        said["bench"] = _bench(chosen, said.get("check", ()), out, started)
+        said["bench"] = _bench(chosen, said.get("check", ()), out, started, seconds)
     if not said:
         said["kernels"] = [_row(kernel) for kernel in chosen]
     if as_json:
@@ -119,24 +132,29 @@ def _compile(chosen: list["Kernel"], keep: bool) -> list[dict[str, Any]]:
 
 
 def _bench(
-    chosen: list["Kernel"], checks: Sequence[dict[str, Any]], out: Path | None, started: float
+    chosen: list["Kernel"],
+    checks: Sequence[dict[str, Any]],
+    out: Path | None,
+    started: float,
+    seconds: float | None = None,
 ) -> list[dict[str, Any]]:
     import torch
 
     from kernels.check import Check
-    from kernels.session import results_path, session
+    from kernels.session import LIMIT_SECONDS, results_path, session
     from kernels.targets import TARGETS, verdict
 
     path = out or results_path(MEASURED, torch.cuda.get_device_name())
     path.parent.mkdir(parents=True, exist_ok=True)
     known = [Check(**{name: row[name] for name in Check.__dataclass_fields__}) for row in checks]
     command = shlex.join(["bitfrontier", *sys.argv[1:]])
-    results = session(chosen, known, started=started, command=command, progress=_say)
+    limit = LIMIT_SECONDS if seconds is None else seconds
+    results = session(chosen, known, started=started, command=command, seconds=limit, progress=_say)
     path.write_text(results.to_json())
     _say(f"{path}: {len(results.timings)} timings, {len(results.absences)} absences; {results.sanitizer}")
     verdicts = [verdict(target, results) for target in TARGETS if target.kernel in {k.name for k in chosen}]
     return [
-        {"kernel": v.target.kernel, "target": str(v.target), "rows": v.target.rows, "verdict": str(v),
+        {"kernel": v.target.kernel, "target": str(v.target), "where": v.target.where, "verdict": str(v),
          "shape": str(v.shape or ""), "reason": v.reason}
         for v in verdicts
     ]  # fmt: skip
@@ -165,7 +183,7 @@ _COLUMNS = {
                 "registers": "registers", "shared_bytes": "shared", "local_accesses": "spills",
                 "loop_instructions": "in the loop", "loop_wide_loads": "16-byte loads", "loop_matrix": "matrix",
                 "slots_per_weight": "a weight"},
-    "bench": {"kernel": "kernel", "target": "target", "rows": "rows", "verdict": "verdict", "shape": "shape",
+    "bench": {"kernel": "kernel", "target": "target", "where": "at", "verdict": "verdict", "shape": "shape",
               "reason": "reason"},
 }  # fmt: skip
 

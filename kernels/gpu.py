@@ -23,7 +23,10 @@ _SMI = (
     "power.limit",
 )  # fmt: skip
 SANITIZER = "compute-sanitizer"
-_PACKAGES = ("torch", "triton", "gemlite", "bitsandbytes", "humming-kernels")
+_PACKAGES = (
+    "torch", "triton", "gemlite", "bitsandbytes", "humming-kernels", "dfloat11", "fast-hadamard-transform",
+    "flashinfer-python",
+)  # fmt: skip
 
 
 class Gpu:

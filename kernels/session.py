@@ -65,14 +65,15 @@ def session(
     *,
     started: float,
     command: str,
+    seconds: float = LIMIT_SECONDS,
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Results:
-    """Measure, then look for accesses out of bounds, until `LIMIT_SECONDS` after `started` (of `time.monotonic`).
+    """Measure, then look for accesses out of bounds, until `seconds` after `started` (of `time.monotonic`).
 
     Raises `ValueError` where there is no GPU.
     """
-    machine, end = Gpu(), started + LIMIT_SECONDS
+    machine, end = Gpu(), started + seconds
     kept = SANITIZER_SECONDS if shutil.which(SANITIZER) else 0.0
     found = measure(
         kernels, machine, budget_seconds=end - kept - time.monotonic(), command=command, seed=seed, progress=progress,

@@ -1,30 +1,35 @@
 """What the kernels are meant to reach, as ratios in one run, and what a run says of it. No torch: reports read this.
 
-A ratio of speeds is a time over a time, in the same run and of the same shape. A ratio of bandwidths is of bytes that
-must be moved in a second: against a copy it says how much of what the memory gives is used, against another kernel
-whether a format costs more than its bytes. Every target says where it comes from: from what bytes allow, or from what
-has been published.
+A ratio of speeds is a time over a time, in the same run and of the same shape; where a target is a limit, "at most 1.2
+times the time of a clone", so is its ratio. A ratio of bandwidths is of bytes that must be moved in a second: against a
+copy it says how much of what the memory gives is used, against another kernel whether a format costs more than its
+bytes. Every target says where it comes from: from what bytes allow, or from what has been published.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.results import COPY, DENSE, Results, Shape, Timing
+from kernels.results import CLONE, COPY, DENSE, Results, Shape, Task, Timing
 
 LARGE = 28672 * 8192  # weights: 117 MB at 4 bits, far more than a cache holds
-Basis = Literal["speed", "bandwidth"]
+Basis = Literal["speed", "time", "bandwidth", "written"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """`kernel` is to reach `ratio` times what `against` reaches, at `rows` rows and every shape of `LARGE` weights."""
+    """`kernel` is to reach `ratio` times what `against` reaches, at every shape that is meant: the worst counts.
+
+    Meant are products of `rows` rows and at least `LARGE` weights; or, where there are any, the `shapes` that print so.
+    `basis` "time" is a limit, to be kept to; "written" is the bandwidth of results alone, over all of the other's.
+    """
 
     kernel: str
     against: str
     ratio: float
     basis: Basis
     rows: int = 1
+    shapes: tuple[str, ...] = ()
     dtype: str | None = None  # of the activations; None: whichever the row of `KERNELS` makes first
     source: str
 
@@ -33,9 +38,31 @@ class Target:
 
         >>> str(Target(kernel="k", against="copy", ratio=0.75, basis="bandwidth", source=""))
         'at least 0.75 times the bandwidth of a copy'
+        >>> str(Target(kernel="k", against="clone", ratio=1.2, basis="time", source=""))
+        'at most 1.2 times the time of a clone of its inputs'
         """
-        other = {COPY: "a copy", DENSE: "F.linear in bfloat16"}.get(self.against, self.against)
-        return f"at least {self.ratio:g} times the {self.basis} of {other}"
+        known = {COPY: "a copy", DENSE: "F.linear in bfloat16", CLONE: "a clone of its inputs"}
+        other = known.get(self.against, self.against)
+        if self.basis == "written":
+            return f"at least {self.ratio:g} times the bandwidth of {other}, in bytes written"
+        return f"at {'most' if self.basis == 'time' else 'least'} {self.ratio:g} times the {self.basis} of {other}"
+
+    @property
+    def where(self) -> str:
+        """The shapes that are meant, in words: "1 row", "4096 x 8192 and 2 more"."""
+        if not self.shapes:
+            return f"{self.rows} row{'s' if self.rows > 1 else ''}"
+        return self.shapes[0] + (f" and {len(self.shapes) - 1} more" if len(self.shapes) > 1 else "")
+
+    def means(self, shape: Shape | Task) -> bool:
+        """Whether it is about `shape`."""
+        if self.shapes or isinstance(shape, Task):
+            return str(shape) in self.shapes
+        return shape.rows == self.rows and shape.outputs * shape.inputs >= LARGE
+
+    def met(self, value: float) -> bool:
+        """Whether a ratio is what was to be reached, or kept to."""
+        return value <= self.ratio if self.basis == "time" else value >= self.ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,53 +71,76 @@ class Verdict:
 
     target: Target
     value: float | None
-    shape: Shape | None
-    reason: str  # why there is no value
+    shape: Shape | Task | None
+    reason: str  # why there is no value, or not one of every shape
 
     @property
     def state(self) -> str:
         """One of "met", "missed", "not measured"."""
         if self.value is None:
             return "not measured"
-        return "met" if self.value >= self.target.ratio else "missed"
+        return "met" if self.target.met(self.value) else "missed"
 
     def __str__(self) -> str:
         return self.state if self.value is None else f"{self.state} {self.value:.2f}"
 
 
+def large(shape: Shape | Task) -> bool:
+    """Whether the work counts, and not the launch: `LARGE` weights or more, and whatever a target is about."""
+    return targeted(shape) or (isinstance(shape, Shape) and shape.outputs * shape.inputs >= LARGE)
+
+
+def targeted(shape: Shape | Task) -> bool:
+    """Whether a target is about `shape`."""
+    return any(target.means(shape) for target in TARGETS)
+
+
 def verdict(target: Target, results: Results | None) -> Verdict:
-    """The worst ratio over the shapes with `target.rows` rows and at least `LARGE` weights."""
+    """The worst ratio over the shapes that `target` means."""
     if results is None:
         return Verdict(target=target, value=None, shape=None, reason="no GPU was to be had")
-    shapes = [s for s in results.shapes if s.rows == target.rows and s.outputs * s.inputs >= LARGE]
+    shapes = [shape for shape in results.shapes if target.means(shape)]
     found = [(value, shape) for shape in shapes if (value := _ratio(target, results, shape)) is not None]
-    if found:
-        value, shape = min(found)
-        return Verdict(target=target, value=value, shape=shape, reason="")
-    return Verdict(target=target, value=None, shape=None, reason=_reason(target, results))
+    if not found:
+        return Verdict(target=target, value=None, shape=None, reason=_reason(target, results))
+    value, shape = (max if target.basis == "time" else min)(found, key=lambda pair: pair[0])
+    missing = len(target.shapes) - len(found)
+    reason = f"{missing} of {len(target.shapes)} shapes were not timed" if missing > 0 else ""
+    return Verdict(target=target, value=value, shape=shape, reason=reason)
 
 
-def _ratio(target: Target, results: Results, shape: Shape) -> float | None:
+def _ratio(target: Target, results: Results, shape: Shape | Task) -> float | None:
     ours, other = results.find(target.kernel, shape, target.dtype), results.find(target.against, shape)
     return None if ours is None or other is None else ratio(ours, other, target.basis)
 
 
 def ratio(ours: Timing, other: Timing, basis: Basis) -> float:
-    """How many times as fast, or as much bandwidth."""
+    """How many times as fast, as long, or as much bandwidth."""
     if basis == "bandwidth":
         return ours.bandwidth / other.bandwidth
-    return other.median_seconds / ours.median_seconds
+    if basis == "written":
+        return ours.bytes_written / ours.median_seconds / other.bandwidth
+    faster = other.median_seconds / ours.median_seconds
+    return 1 / faster if basis == "time" else faster
 
 
 def _reason(target: Target, results: Results) -> str:
-    timed = {timing.name for timing in results.timings if timing.shape.rows == target.rows}
+    timed = {timing.name for timing in results.timings if _alike(target, timing.shape)}
     lacking = [name for name in (target.kernel, target.against) if name not in timed]
-    reasons = {a.name: a.reason for a in reversed(results.absences) if a.shape is None or a.shape.rows == target.rows}
+    reasons = {a.name: a.reason for a in reversed(results.absences) if a.shape is None or _alike(target, a.shape)}
     return "; ".join(f"{name}: {reasons.get(name, 'not asked for')}" for name in lacking) or "not at such shapes"
 
 
-def _each(kernels: Iterable[str], against: str, ratio: float, basis: Basis, source: str) -> tuple[Target, ...]:
-    return tuple(Target(kernel=k, against=against, ratio=ratio, basis=basis, source=source) for k in kernels)
+def _alike(target: Target, shape: Shape | Task) -> bool:
+    return target.means(shape) or (not target.shapes and isinstance(shape, Shape) and shape.rows == target.rows)
+
+
+def _each(
+    kernels: Iterable[str], against: str, ratio: float, basis: Basis, source: str, shapes: tuple[str, ...] = ()
+) -> tuple[Target, ...]:
+    return tuple(
+        Target(kernel=k, against=against, ratio=ratio, basis=basis, source=source, shapes=shapes) for k in kernels
+    )
 
 
 _BYTES_4 = "4.125 bits allow 3.88 times at equal bandwidth, and three quarters of that are 2.9"
@@ -105,6 +155,31 @@ _FLOATS = (
 _VECTORS = (
     "e8p-2-gemv", "aqlm-2x8-gemv", "aqlm-1x16-gemv", "trellis-1mad-gemv", "trellis-3inst-gemv", "trellis-hyb-gemv",
 )  # fmt: skip
+
+_CODED = ("bf16-coded-gemv", "fp8-coded-gemv")
+_DECODERS = ("bf16-decode", "fp8-decode")
+_CODES = ("hadamard-int8", "hadamard-int4", "hadamard-e4m3")
+_NORMS = ("norm-int8", "norm-int4", "norm-e4m3", "token-int8", "token-int4", "token-e4m3")
+_SUMS = ("sum-norm-int8", "sum-norm-e4m3")
+
+
+def _transforms(*columns: int) -> tuple[str, ...]:
+    return tuple(f"hadamard {(1 << 26) // n} x {n}" for n in columns)
+
+
+_UP_TO_8192 = _transforms(128, 256, 512, 1024, 2048, 4096, 8192)
+_BEYOND = _transforms(11008, 14336, 16384, 32768)
+_FUSED = _transforms(4096, 8192, 14336, 32768)
+_WIDTHS = ("4096 x 4096", "4096 x 8192", "4096 x 16384")
+_LONG = tuple(f"attention {batch} x 32 / 8 x 128 x 32768 tokens" for batch in (1, 8))
+_PREFILL = tuple(f"{rows} x 8192 x 8192" for rows in (256, 1024, 4096))
+_MATRIX = ("decode 28672 x 8192",)
+
+_FHT = "Dao-AILab's fast-hadamard-transform has 1.0 to 1.2 on an A100 up to 8,192, 1.3 at 16,384 and 1.8 at 32,768"
+_READ_ONCE = "it reads what a clone reads, and writes half as much or less"
+_KV_4 = "4 bits and two numbers of 16 for each group of 32 allow 3.2 times"
+_KV_2 = "groups of 32 allow 5.3 times, groups of 64 6.4"
+_DF11 = "DFloat11 (Zhang et al. 2025, arXiv:2504.11651)"
 
 TARGETS: tuple[Target, ...] = (
     *_each(_FOUR, COPY, 0.75, "bandwidth", "gpt-fast's dense bfloat16 reaches 0.69 of an A100's"),
@@ -127,4 +202,20 @@ TARGETS: tuple[Target, ...] = (
     *_each(_TABLES, "bitsandbytes nf4", 1.2, "speed", "bitsandbytes (Dettmers et al. 2023, arXiv:2305.14314)"),
     *_each(_FLOATS, "w4a16-gemv", 0.9, "bandwidth", "decoding them is to cost no more than decoding integers"),
     *_each(_VECTORS, DENSE, 3.0, "speed", "QTIP's own: 3.4 on a whole model (Tseng et al. 2024, arXiv:2406.11235)"),
+    *_each(("hadamard",), CLONE, 1.15, "time", _FHT, _UP_TO_8192),
+    *_each(("hadamard",), CLONE, 1.4, "time", _FHT, _BEYOND),
+    *_each(_CODES, CLONE, 1.2, "time", _READ_ONCE, _FUSED),
+    *_each(("attention-kv4",), "attention-kv16", 2.5, "speed", _KV_4, _LONG),
+    *_each(("attention-kv2", "attention-kv2-wide"), "attention-kv16", 3.5, "speed", _KV_2, _LONG),
+    *_each(("attention-kv16",), "sdpa", 1.0, "speed", "others are measured against it: it must be a fair one", _LONG),
+    *_each(_NORMS, CLONE, 1.2, "time", _READ_ONCE, tuple(f"norm {size}" for size in _WIDTHS)),
+    *_each(_SUMS, CLONE, 1.2, "time", "it moves 7 bytes where clones move 8",
+           tuple(f"sum-norm {size}" for size in _WIDTHS)),
+    *_each(("w8a8-gemm",), "int_mm", 0.7, "speed", "cuBLAS", _PREFILL),
+    *_each(("w8a8-e4m3-gemm",), "scaled_mm", 0.7, "speed", "cuBLAS", _PREFILL),
+    *_each(_DECODERS, COPY, 0.3, "written", "weights that are decoded before a product are written and read once more",
+           _MATRIX),
+    *_each(_CODED, DENSE, 0.9, "speed", "DFloat11's own products take twice the time of bfloat16's with one sequence"),
+    *_each(("bf16-coded-gemv",), "dfloat11", 1.0, "speed", _DF11),
+    *_each(("bf16-decode",), "dfloat11", 1.0, "speed", _DF11, _MATRIX),
 )  # fmt: skip

@@ -1,18 +1,23 @@
-"""A kernel on copies of its weights, and which of its launches is the fastest on a machine."""
+"""A kernel on copies of its inputs, and which of its launches is the fastest on a machine."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
-from kernels.contender import Contender, copied, n_bytes, n_copies
+import torch
+
+from kernels.check import excess_of_kernel
+from kernels.contender import PRODUCT, Contender, copied, n_bytes, n_copies
 from kernels.kernel import Kernel, Size
 from kernels.launch import Launch
 from kernels.product.triton import candidates
-from kernels.results import Shape
+from kernels.results import Shape, Task
 
 TRIED = 8  # launches: the best of 8 random ones is among the best quarter nine times of ten (1 - 0.75^8)
+RECENT = (PRODUCT, "attention")  # operations whose first argument a model has just computed: it may lie in a cache
 ROUNDS = 5  # for a first look; what is chosen is timed anew, so that luck here is not reported
 
 
@@ -39,19 +44,26 @@ class Entry:
     """A kernel at a size, with activations of one type."""
 
     kernel: Kernel
-    size: Size
+    size: Any
     dtype: str
     inputs: Callable[[Any, int, str], tuple[Any, ...]]
 
     @property
-    def shape(self) -> Shape:
-        """What it shares with its peers: all but the group."""
-        return Shape(self.size.rows, self.size.outputs, self.size.inputs)
+    def operation(self) -> str:
+        """What it does: products by their sizes, the others as their rows say."""
+        return PRODUCT if isinstance(self.size, Size) else self.kernel.operation or self.kernel.name
+
+    @property
+    def shape(self) -> Shape | Task:
+        """What it shares with what it is timed beside; of products, all but the group."""
+        if isinstance(self.size, Size):
+            return Shape(self.size.rows, self.size.outputs, self.size.inputs)
+        return Task(self.operation, str(self.size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotated:
-    """An entry with its default launch on each copy of the weights; `arguments` are those of the first."""
+    """An entry with its default launch on each copy of its inputs; `arguments` are those of the first."""
 
     entry: Entry
     arguments: tuple[Any, ...]
@@ -59,25 +71,36 @@ class Rotated:
 
 
 def rotated(entry: Entry, seed: int, device: str, rotated_bytes: int) -> Rotated:
-    """Make the inputs and as many copies as the cache cannot hold: of all arguments but the first, the activations."""
-    x, *weights = entry.inputs(entry.size, seed, device)
-    nbytes = sum(map(n_bytes, weights))
-    others = (map(copied, weights) for _ in range(n_copies(nbytes, rotated_bytes) - 1))
-    launches = tuple(entry.kernel.plan(x, *copy) for copy in (weights, *others))
-    return Rotated(entry=entry, arguments=(x, *weights), launches=launches)
+    """Make the inputs and as many copies as the cache cannot hold: of all arguments but those that are `RECENT`."""
+    arguments = entry.inputs(entry.size, seed, device)
+    kept = 1 if entry.operation in RECENT else 0
+    nbytes = sum(map(n_bytes, arguments[kept:]))
+    others = (map(copied, arguments[kept:]) for _ in range(n_copies(nbytes, rotated_bytes) - 1))
+    launches = tuple(entry.kernel.plan(*arguments[:kept], *copy) for copy in (arguments[kept:], *others))
+    return Rotated(entry=entry, arguments=arguments, launches=launches)
 
 
 def contender(made: Rotated, machine: Machine, seed: int, until: float) -> Contender:
     """The kernel with the fastest launch that was found before `until`, ready to be timed beside others."""
-    kernel, entry = made.entry.kernel, made.entry
+    kernel = made.entry.kernel
     launches, said = tuned(made.launches, machine, seed, until)
     return Contender(
-        name=kernel.name, kind="kernel", shape=entry.shape,
-        dtype=entry.dtype or str(made.arguments[0].dtype).removeprefix("torch."),
-        calls=tuple(launch.run for launch in launches),
-        bytes_moved=kernel.bytes_moved(*made.arguments), reference=kernel.reference(*made.arguments),
-        tolerance=kernel.tolerance, launch=said,
+        name=kernel.name, kind="kernel", dtype=made.entry.dtype or _dtype(made.arguments[0]),
+        calls=tuple(launch.run for launch in launches), bytes_moved=kernel.bytes_moved(*made.arguments),
+        bytes_written=sum(output.nbytes for output in launches[0].outputs),
+        reference=kernel.reference(*made.arguments), tolerance=kernel.tolerance, excess=partial(_excess, kernel),
+        launch=said,
     )  # fmt: skip
+
+
+def _excess(kernel: Kernel, result: Any, reference: Any, tolerance: float) -> float:
+    return excess_of_kernel(kernel, result, reference)
+
+
+def _dtype(first: Any) -> str:
+    """The type of a tensor, or of the numbers that packed tensors stand for; nothing where they do not say."""
+    found = getattr(first, "dtype", None)
+    return str(found).removeprefix("torch.") if isinstance(found, torch.dtype) else ""
 
 
 def tuned(launches: Sequence[Launch], machine: Machine, seed: int, until: float) -> tuple[Sequence[Launch], str]:

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import bench, command, peers, session, tuning, yardsticks
-from kernels.contender import copied, n_bytes, n_copies, rotated_bytes
+from kernels import bench, command, session, tuning, yardsticks
+from kernels.contender import MOST_COPIES, Absent, Rival, copied, n_bytes, n_copies, rotated_bytes
 from kernels.kernel import Kernel, Size
 from kernels.results import COPY, DENSE, READ, Agreement, Results, Shape
 from kernels.table import KERNELS, kernel_named
 
 SMALL = tuple(
-    (name, partial(build, buffer=1 << 12) if name != DENSE else build) for name, build in yardsticks.YARDSTICKS
+    replace(yard, build=partial(yard.build, buffer=1 << 12)) if yard.name in (COPY, READ) else yard
+    for yard in yardsticks.YARDSTICKS
 )
 SIZE = Size(1, 16, 64, 32)
 
@@ -106,6 +107,7 @@ def measured(*kernels, machine=None, budget=1e6, **how):
 def test_weights_in_turns_are_more_than_a_cache_holds():
     assert rotated_bytes(60 << 20) == 480 << 20 and rotated_bytes(1 << 20) == 180_000_000
     assert [n_copies(n, 100) for n in (0, 1, 33, 50, 99, 100, 1000)] == [100, 100, 4, 2, 2, 1, 1]
+    assert n_copies(16, 480 << 20) == MOST_COPIES
 
 
 def test_copies_have_the_same_content_elsewhere():
@@ -253,14 +255,12 @@ def test_tuning_ends_in_time_and_without_any_the_default_stays():
 
 @pytest.mark.parametrize("kernel", {kernel.reference: kernel for kernel in KERNELS}.values(), ids=lambda k: k.name)
 def test_every_format_can_be_measured(kernel):
-    size = kernel.check[0]
-    if not isinstance(size, Size):
-        pytest.skip(f"sizes of {kernel.name} are not those of a product")
     machine = Machine()
     machine.rotated_bytes = 1
-    found = measured(replace(kernel, bench=(size,)), machine=machine, yardsticks=())
+    found = measured(replace(kernel, bench=kernel.check[:1]), machine=machine, yardsticks=())
     (timing,) = found.timings
     assert found.absences == () and timing.dtype and timing.copies == 1
+    assert 0 < timing.bytes_written < timing.bytes_moved
 
 
 class Broken(Machine):
@@ -274,15 +274,15 @@ def test_a_default_launch_that_fails_is_not_passed_over():
 
 
 def peer(name, build, beside=("toy",), slow=False):
-    return peers.Peer(name=name, beside=beside, build=build, slow=slow)
+    return Rival(name=name, beside=beside, build=build, slow=slow)
 
 
 def nothing(*_):
-    raise peers.Absent("not today")
+    raise Absent("not today")
 
 
-def dense(shape, *rest):
-    return replace(yardsticks.dense(shape, *rest), name="there")
+def dense(size, *rest):
+    return replace(yardsticks.dense(size, *rest), name="there")
 
 
 def test_peers_are_timed_beside_their_kernels_and_absent_ones_named():
@@ -295,13 +295,13 @@ def test_peers_are_timed_beside_their_kernels_and_absent_ones_named():
 def test_slow_peers_are_measured_at_shapes_of_targets_alone_and_with_time_to_spare():
     gemlite, shape = peer("gemlite", lambda *_: "made", slow=True), Shape(1, 28672, 8192)
     run = bench._Run(machine=Machine(), seed=0, end=100.0)
-    assert bench._peer(gemlite, run, (shape, 0, "cpu", 1)) == "made"
+    assert bench._built(gemlite, run, shape, Size(*shape)) == "made"
     for other in (Shape(1, 4096, 4096), Shape(2, 28672, 8192)):
-        with pytest.raises(peers.Absent, match="only at shapes of targets"):
-            bench._peer(gemlite, run, (other, 0, "cpu", 1))
+        with pytest.raises(Absent, match="only at shapes of targets"):
+            bench._built(gemlite, run, other, Size(*other))
     run.machine.clock = 50.0
-    with pytest.raises(peers.Absent, match="less than 60 s"):
-        bench._peer(gemlite, run, (shape, 0, "cpu", 1))
+    with pytest.raises(Absent, match="less than 60 s"):
+        bench._built(gemlite, run, shape, Size(*shape))
 
 
 class Ending(Machine):

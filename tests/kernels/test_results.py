@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -5,11 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import peers
 from kernels.gpu import Gpu, sanitizer_summary, smi_facts
-from kernels.results import COPY, DENSE, READ, Absence, Agreement, Results, Shape, Timing
-from kernels.table import KERNELS, kernel_named
-from kernels.targets import LARGE, TARGETS, Target, verdict
+from kernels.results import CLONE, COPY, DENSE, Absence, Agreement, Results, Shape, Task, Timing
+from kernels.targets import TARGETS, Target, large, targeted, verdict
 
 
 def results(**changes):
@@ -28,8 +27,16 @@ def results(**changes):
 
 
 def test_results_come_back_from_their_file():
-    for made in (results(), results(timings=(), absences=(), agreements=())):
+    task = Task("hadamard", "4 x 64")
+    other = results(timings=(at("hadamard", 3, task),), absences=(Absence(name="x", reason="y", shape=task),))
+    for made in (results(), other, results(timings=(), absences=(), agreements=())):
         assert Results.from_json(made.to_json()) == made
+
+
+def test_results_from_before_tasks_are_read():
+    found = json.loads(results().to_json())
+    del found["timings"][0]["bytes_written"]
+    assert Results.from_json(json.dumps(found)) == results()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"timings": 3}', results().to_json().replace("seed", "seeds")])
@@ -75,15 +82,50 @@ def test_without_a_run_or_a_peer_targets_are_not_measured_and_the_reason_is_said
     assert verdict(target, results(absences=())).reason == "gemlite: not asked for"
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.kernel} {t.against} {t.rows}")
-def test_every_target_is_of_a_row_that_is_timed_at_such_a_shape_beside_the_other(target):
-    kernel = kernel_named(target.kernel)
-    assert any(s.rows == target.rows and s.outputs * s.inputs >= LARGE for s in kernel.bench)
-    others = {COPY, READ, DENSE, *(kernel.name for kernel in KERNELS)}
-    beside = {peer.name: set(peer.beside) for peer in peers.PEERS}
-    companions = {k.name for k in KERNELS if set(k.bench) & set(kernel.bench)}
-    assert target.against in others or beside[target.against] & companions
-    assert target.source and str(target).startswith(f"at least {target.ratio:g} times the ")
+WIDE, LONG = Task("norm", "4096 x 8192"), Task("norm", "4096 x 16384")
+LIMIT = Target(
+    kernel="norm-int8", against=CLONE, ratio=1.2, basis="time", shapes=tuple(map(str, (WIDE, LONG))), source=""
+)
+
+
+def test_a_limit_of_time_is_kept_at_every_shape_that_is_named():
+    kept = (at("norm-int8", 33, WIDE), at(CLONE, 30, WIDE))
+    found = verdict(LIMIT, results(timings=kept))
+    assert (str(found), found.shape, found.reason) == ("met 1.10", WIDE, "1 of 2 shapes were not timed")
+    broken = (at("norm-int8", 78, LONG), at(CLONE, 60, LONG))
+    found = verdict(LIMIT, results(timings=kept + broken))
+    assert (str(found), found.shape, found.reason) == ("missed 1.30", LONG, "")
+    elsewhere = (at("norm-int8", 99, Task("norm", "1 x 4096")), at(CLONE, 1, Task("norm", "1 x 4096")))
+    assert str(verdict(LIMIT, results(timings=kept + elsewhere))) == "met 1.10"
+
+
+def test_a_target_of_named_shapes_says_what_was_lacking_there():
+    absent = (Absence(name=CLONE, reason="out of memory", shape=WIDE), Absence(name=CLONE, reason="x", shape=BIG))
+    found = verdict(LIMIT, results(timings=(at("norm-int8", 33, WIDE),), absences=absent))
+    assert (str(found), found.reason) == ("not measured", "clone: out of memory")
+
+
+def test_bytes_written_are_counted_against_all_of_a_copy():
+    target = Target(kernel="bf16-decode", against=COPY, ratio=0.3, basis="written", shapes=("decode 8 x 8",), source="")
+    shape = Task("decode", "8 x 8")
+    own = replace(at("bf16-decode", 100, shape, nbytes=80_000_000), bytes_written=47_000_000)
+    found = verdict(target, results(timings=(own, at(COPY, 100, shape))))
+    assert found.value == pytest.approx(47 / 120) and found.state == "met"
+
+
+def test_targets_say_what_is_meant_and_where():
+    assert LIMIT.where == "norm 4096 x 8192 and 1 more" and replace(LIMIT, shapes=("a",)).where == "a"
+    assert replace(LIMIT, shapes=(), rows=16).where == "16 rows" and replace(LIMIT, shapes=()).where == "1 row"
+    assert str(LIMIT) == "at most 1.2 times the time of a clone of its inputs"
+    written = replace(LIMIT, against=COPY, basis="written", ratio=0.3)
+    assert str(written) == "at least 0.3 times the bandwidth of a copy, in bytes written"
+
+
+def test_large_are_products_with_many_weights_and_whatever_a_target_is_about():
+    assert large(BIG) and large(Shape(2, 28672, 8192)) and not targeted(Shape(2, 28672, 8192))
+    assert not large(Shape(1, 4096, 4096)) and large(WIDE) and not large(Task("norm", "1 x 4096"))
+    assert {target.kernel for target in TARGETS if target.means(WIDE)} == {
+        "norm-int8", "norm-int4", "norm-e4m3", "token-int8", "token-int4", "token-e4m3"}  # fmt: skip
 
 
 SMI = "GPU-11-aa, 580.1, 1755 MHz, 3201 MHz, 1980 MHz, 3201 MHz, 41, 120.5 W, 700.00 W\n"
