@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.codes import two_in_a_byte
 from kernels.inputs import require
 
 FORMATS = {"int8": torch.int8, "int4": torch.int8, "e4m3": torch.float8_e4m3fn}  # with the type of their bytes
@@ -60,19 +61,6 @@ def pack(codes: torch.Tensor, scale: torch.Tensor, *, format: str) -> ByteWeight
     weights = ByteWeights(full.view(FORMATS[format]), scale, outputs, inputs, format)
     validate(weights)
     return weights
-
-
-def two_in_a_byte(codes: torch.Tensor) -> torch.Tensor:
-    """Codes (rows, n) of int8 in [-8, 7] as bytes (rows, n / 2), int8. Raises `ValueError` for odd n and other codes.
-
-    >>> two_in_a_byte(torch.tensor([[1, -1]], dtype=torch.int8)).view(torch.uint8).item() == 0xF1
-    True
-    """
-    if codes.numel() and not -8 <= int(codes.min()) <= int(codes.max()) < 8:
-        raise ValueError(f"codes lie in [{int(codes.min())}, {int(codes.max())}], expected [-8, 7]")
-    if codes.shape[1] % 2:
-        raise ValueError(f"rows of {codes.shape[1]} codes, expected an even number: two take a byte")
-    return (codes[:, ::2] & 15) | (codes[:, 1::2] << 4)
 
 
 def validate(weights: ByteWeights) -> None:

@@ -4,9 +4,10 @@ from functools import partial
 
 import torch
 
-from kernels.byte_product.packing import FORMATS, LIMITS, ByteWeights, pack, two_in_a_byte
+from kernels.byte_product.packing import FORMATS, LIMITS, ByteWeights, pack
 from kernels.byte_product.reference import byte_product_reference
 from kernels.byte_product.triton import byte_product, plan
+from kernels.codes import two_in_a_byte
 from kernels.kernel import Kernel, Size
 from kernels.sizes import GEMM_BENCH, GEMM_CHECK, GEMV_BENCH, GEMV_CHECK
 

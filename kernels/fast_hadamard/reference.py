@@ -2,9 +2,8 @@
 
 import torch
 
+from kernels.codes import LARGEST, values
 from kernels.hadamard import hadamard_transform
-
-LARGEST = {"int8": 127.0, "int4": 7.0, "e4m3": 448.0}
 
 
 def hadamard_reference(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
@@ -14,10 +13,7 @@ def hadamard_reference(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
 
 def decode(codes: torch.Tensor, scale: torch.Tensor, format: str) -> torch.Tensor:
     """Give values (rows, n), float64, of what `hadamard_quantize` returns."""
-    if format == "int4":
-        both = codes.view(torch.int8)
-        codes = torch.stack([both << 4 >> 4, both >> 4], dim=-1).flatten(1)
-    return codes.double() * scale.double()[:, None]
+    return values(codes, format) * scale.double()[:, None]
 
 
 def excess_of_codes(result: tuple[torch.Tensor, torch.Tensor], y: torch.Tensor, tolerance: float, format: str) -> float:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.codes import LARGEST
 from kernels.fast_hadamard.reference import excess_of_codes, hadamard_reference
-from kernels.fast_hadamard.triton import FORMATS, fast_hadamard, hadamard_quantize, plan
+from kernels.fast_hadamard.triton import fast_hadamard, hadamard_quantize, plan
 from kernels.hadamard import factors
 from kernels.kernel import Kernel
 
@@ -62,5 +63,5 @@ HADAMARD_KERNELS = (
         name="hadamard", reference=hadamard_reference, kernel=fast_hadamard, plan=plan, inputs=inputs, check=CHECK,
         bench=BENCH, compile=COMPILE, tolerance=TOLERANCE, operation="hadamard",
     ),
-    *(_codes(format) for format in FORMATS),
+    *(_codes(format) for format in LARGEST),
 )  # fmt: skip

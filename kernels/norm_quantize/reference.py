@@ -2,8 +2,7 @@
 
 import torch
 
-LARGEST = {"int8": 127.0, "int4": 7.0, "e4m3": 448.0}  # symmetric integers; the largest number of E4M3
-SMALLEST = 2.0**-118  # the least magnitude by which 448 can be divided in float32, in powers of two
+from kernels.codes import LARGEST, SMALLEST, two_in_a_byte
 
 
 def norm_quantize_reference(
@@ -34,13 +33,8 @@ def norm_quantize_reference(
     return (codes, scale) if residual is None else (codes, scale, h)
 
 
-def unpack_nibbles(codes: torch.Tensor) -> torch.Tensor:
-    """Integers of 4 bits (rows, 2 n), int8, from bytes (rows, n): the first in the low nibble, two's complement."""
-    return torch.stack([(codes << 4) >> 4, codes >> 4], dim=-1).flatten(1)
-
-
 def _codes(v: torch.Tensor, format: str) -> torch.Tensor:
     if format == "e4m3":
         return v.clamp(-448, 448).to(torch.float8_e4m3fn)  # torch's cast: to nearest even, NaN beyond 464
     codes = v.round().to(torch.int8)  # halves to even
-    return codes if format == "int8" else (codes[:, ::2] & 15) | (codes[:, 1::2] << 4)
+    return codes if format == "int8" else two_in_a_byte(codes)

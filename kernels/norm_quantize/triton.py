@@ -19,10 +19,10 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import rounding
+from kernels.codes import LARGEST, SMALLEST
 from kernels.inputs import ACTIVATIONS, require
 from kernels.launch import Launch
-from kernels.norm_quantize import rounding
-from kernels.norm_quantize.reference import LARGEST, SMALLEST
 
 LONGEST = 32768  # values of a token: 64 in a thread of 16 warps
 WARP = 1024  # values of a warp, 32 in a thread; short tokens share it
@@ -69,26 +69,21 @@ def quantize(
     if eps is not None:
         squares = tl.sum(h * h, 1)
         finite = finite & (squares < float("inf"))
-    usable = finite & (top >= SMALLEST)
-    top = tl.where(usable, top, 1.0)
-    largest = tl.full([ROWS], LARGEST, tl.float32)
-    s = tl.div_rn(top, largest)
+    s, by = rounding.scale_of(tl.where(finite, top, float("nan")), LARGEST, SMALLEST)
     if eps is not None:
         mean = tl.div_rn(tl.where(finite, squares, 0.0), tl.full([ROWS], 1.0, tl.float32) * count)
         s = tl.div_rn(s, tl.sqrt_rn(mean + eps))
-    tl.store(scale + row, tl.where(usable, s, tl.where(finite, 0.0, float("nan"))), mask=row < rows)
-    by = tl.where(usable, tl.div_rn(largest, top), 0.0)
+    tl.store(scale + row, s, mask=row < rows)
     v = rounding.times(tl.where(finite[:, None], u, 0.0), by[:, None])
     if FORMAT == "e4m3":
         tl.store(codes + at, rounding.e4m3(v), mask=inside)
     elif FORMAT == "int8":
         tl.store(codes + at, rounding.nearest_integer(v).to(tl.int8), mask=inside)
     else:
-        low, high = tl.split(rounding.nearest_integer(v).reshape(ROWS, BLOCK // 2, 2))
         half = tl.arange(0, BLOCK // 2)
         there = (row < rows)[:, None] & ((half < n // 2) | WHOLE)[None, :]
         spot = row.to(tl.int64)[:, None] * (n // 2) + half[None, :]
-        tl.store(codes + spot, ((low & 15) | (high << 4)).to(tl.int8), mask=there)
+        tl.store(codes + spot, rounding.two_in_a_byte(v), mask=there)
 
 
 def plan(

@@ -19,10 +19,9 @@ from kernels.byte_product import (
     pack,
     plan,
     triton,
-    two_in_a_byte,
 )
 from kernels.byte_product.packing import FORMATS, LIMITS, MAX_INPUTS
-from kernels.byte_product.reference import values
+from kernels.codes import two_in_a_byte, values
 from kernels.norm_quantize import norm_quantize
 from suite.grids import Integer
 
@@ -59,7 +58,7 @@ def test_packing_loses_nothing_and_fills_rows_to_sixteen_bytes(outputs, inputs, 
     inputs *= 2
     codes = drawn(seed, outputs, inputs, format)
     weights = pack(codes, torch.ones(outputs), format=format)
-    assert torch.equal(values(weights.codes, format, inputs), codes.double())
+    assert torch.equal(values(weights.codes, format)[:, :inputs], codes.double())
     row = inputs // 2 if format == "int4" else inputs
     assert weights.codes.nbytes == outputs * -(-row // 16) * 16
     assert not weights.codes.view(torch.int8)[:, row:].any()
@@ -153,8 +152,8 @@ def test_scales_and_types_of_the_output(rows, outputs, inputs, format, dtype, se
     x_scale *= 2.0**-12  # sums of E4M3 would leave float16
     y, wanted = byte_product(x, x_scale, weights, dtype), byte_product_reference(x, x_scale, weights)
     assert y.dtype == dtype
-    W = values(weights.codes, format, 2 * inputs) * weights.scale.double()[:, None]
-    size = (values(x, format, 2 * inputs).abs() @ W.abs().T) * x_scale.double()[:, None]
+    W = values(weights.codes, format)[:, : 2 * inputs] * weights.scale.double()[:, None]
+    size = (values(x, format).abs() @ W.abs().T) * x_scale.double()[:, None]
     sums = 2 * inputs * 2.0**-24 * size if format == "e4m3" else 0  # an addition of float32 for each input
     # rounded: the sum, the product of two scales and that of both, and the output (the interpreter cuts bfloat16 off)
     info = torch.finfo(dtype)
@@ -175,7 +174,7 @@ def test_however_it_is_cut(format, monkeypatch):
         found.append(launch.run())
     wanted = byte_product_reference(x, x_scale, weights)
     if format == "e4m3":
-        sums = inputs * 2.0**-24 * (values(x, format, inputs).abs() @ values(weights.codes, format, inputs).abs().T)
+        sums = inputs * 2.0**-24 * (values(x, format).abs() @ values(weights.codes, format)[:, :inputs].abs().T)
         allowed = sums * x_scale.double()[:, None] * weights.scale.double() + 4 * 2.0**-24 * wanted.abs()
         assert all(((y.double() - wanted).abs() <= allowed).all() for y in found)
     else:
@@ -213,8 +212,8 @@ def test_quantized_tokens_are_what_is_multiplied(format, dtype):
     codes, scale = norm_quantize(x, format, gain)
     weights = pack(drawn(1, 48, 256, format), torch.full((48,), 0.01), format=format)
     y = byte_product(codes, scale, weights, torch.float32).double()
-    x_hat = values(codes, format, 256) * scale.double()[:, None]
-    w_hat = values(weights.codes, format, 256) * 0.01
+    x_hat = values(codes, format) * scale.double()[:, None]
+    w_hat = values(weights.codes, format)[:, :256] * 0.01
     torch.testing.assert_close(
         y, x_hat @ w_hat.T, rtol=0, atol=260 * 2.0**-24 * float((x_hat.abs() @ w_hat.abs().T).max())
     )

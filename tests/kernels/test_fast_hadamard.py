@@ -6,49 +6,36 @@ import subprocess
 import sys
 from math import prod
 
-import ml_dtypes
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.check import checked, excess_of
-from kernels.fast_hadamard import FORMATS, decode, fast_hadamard, hadamard_quantize, hadamard_reference, plan, rounding
+from kernels import machine_code
+from kernels.byte_product import integer_sums, pack
+from kernels.check import excess_of
+from kernels.codes import LARGEST, values
+from kernels.compiler import SHARED_LIMIT
+from kernels.fast_hadamard import decode, fast_hadamard, hadamard_quantize, hadamard_reference, plan
 from kernels.fast_hadamard.reference import excess_of_codes
-from kernels.fast_hadamard.rows import HADAMARD_KERNELS, TOLERANCE
-from kernels.fast_hadamard.triton import shape_of
+from kernels.fast_hadamard.rows import TOLERANCE
+from kernels.fast_hadamard.shapes import shape_of
 from kernels.hadamard import factors, hadamard
 
 ORDERS = (1, 12, 20, 28, 36, 40, 108, 172)
-SIZES = sorted({order << k for order in ORDERS for k in range(16) if order << k <= 32768} - {27648})
-EACH = pytest.mark.parametrize("format", FORMATS)
+SIZES = sorted({order << k for order in ORDERS for k in range(16) if order << k <= 32768})
+EACH = pytest.mark.parametrize("format", LARGEST)
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# the contract of `KERNELS`, until the rows are there
-
-
-@pytest.mark.parametrize("kernel", HADAMARD_KERNELS, ids=lambda kernel: kernel.name)
-def test_every_check_size(kernel):
-    for size in kernel.check:
-        for check in checked(kernel, size, 0, "cpu"):
-            assert check.passed, check
-
-
-def test_a_wrong_row_is_seen():
-    y, other = hadamard_reference(drawn(0, 2, 64)), drawn(1, 2, 64)
-    assert excess_of(fast_hadamard(other), y, TOLERANCE) > 50
-    assert excess_of_codes(hadamard_quantize(other, "int8"), y, TOLERANCE, "int8") > 50
+def test_a_wrong_code_is_seen():
+    y = hadamard_reference(drawn(0, 2, 64))
     codes, scale = hadamard_quantize(drawn(0, 2, 64), "int8")
-    assert (
-        excess_of_codes((codes, scale), y, TOLERANCE, "int8")
-        <= 1
-        < excess_of_codes((codes + (codes == codes.amax()), scale), y, TOLERANCE, "int8")
-    )
+    wrong = (codes + (codes == codes.amax()), scale)
+    assert excess_of_codes((codes, scale), y, TOLERANCE, "int8") <= 1 < excess_of_codes(wrong, y, TOLERANCE, "int8")
     assert excess_of_codes((codes, scale * float("nan")), y, TOLERANCE, "int8") == float("inf")
 
 
@@ -164,27 +151,11 @@ def test_what_is_not_finite_stays_in_its_matrix(value, n, together):
     assert not scale[0].isfinite() and scale[together:].isfinite().all()
 
 
-def _encoded(values: np.ndarray) -> np.ndarray:
-    """What the interpreter does in place of the hardware's conversion to E4M3."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def encode(y, out, N: tl.constexpr):
-        at = tl.arange(0, N)
-        tl.store(out + at, rounding.nearest_e4m3(tl.load(y + at)))
-
-    out = torch.empty(len(values), dtype=torch.float8_e4m3fn)
-    encode[(1,)](torch.from_numpy(values), out, len(values))
-    return out.view(torch.uint8).numpy()
-
-
-def test_every_tie_of_e4m3_is_rounded_to_even():
-    every = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    middle = (every[1:] + every[:-1]) / 2
-    values = np.concatenate([every, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(999))])
-    values = np.resize(np.concatenate([values, -values]), 1024).astype(np.float32)
-    assert np.array_equal(_encoded(values), values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
+def test_codes_are_what_products_take():
+    codes, _ = hadamard_quantize(drawn(0, 3, 256), "int4")
+    W = torch.randint(-8, 8, (5, 256), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    sums = integer_sums(codes, pack(W, torch.ones(5), format="int4"))
+    assert torch.equal(sums.double(), values(codes, "int4") @ W.double().T)
 
 
 # what does not fit
@@ -197,7 +168,7 @@ def test_every_tie_of_e4m3_is_rounded_to_even():
     (torch.zeros(0, 64).half(), r"x has shape \(0, 64\), expected 1 to"),
     (torch.zeros(2, 0).half(), r"x has shape \(2, 0\), expected 1 to"),
     (torch.zeros(2, 92).half(), "no Hadamard matrix of order 92"),
-    (torch.zeros(1, 27648).half(), r"rows of 27648 values, with .* do not become matrices"),
+    (torch.zeros(1, 29568).half(), r"rows of 29568 values, with .* \(84, 44, 2, 2, 2\), do not become matrices"),
     (torch.zeros(1, 65536).half(), r"rows of 65536 values, with .* do not become matrices"),
 ])  # fmt: skip
 def test_rows_that_cannot_be(x, complaint):
@@ -220,45 +191,39 @@ from dataclasses import asdict
 from kernels.compiler import compiled
 from kernels.fast_hadamard import plan
 from kernels.product.triton import on
-for n, dtype, format, chips in json.loads(sys.argv[1]):
+for n, dtype, format, chip in json.loads(sys.argv[1]):
     x = torch.empty(max(4096, 2**23 // n), n, dtype=getattr(torch, dtype), device="meta")
-    for chip in chips:
-        code = compiled(on(plan(x, False, format), divmod(chip, 10)), chip)
-        print(json.dumps([n, format, asdict(code) | {"slots": code.slots_per_weight}]))
+    code = compiled(on(plan(x, False, format), divmod(chip, 10)), chip)
+    print(json.dumps([n, dtype, format, asdict(code)]))
 """
 
 
-def _machine_code(*cases: tuple[int, str, str | None, tuple[int, ...]]) -> list:
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", [90, 100])
+@pytest.mark.parametrize(
+    ("dtype", "format"), [("float16", None), ("bfloat16", None), *(("float16", f) for f in LARGEST)]
+)
+def test_machine_code_of_every_size(dtype, format, chip):
+    """As the contract asks of a few; narrow rows of the matrices beside 36, 108 and 172 are loaded in parts."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    cases = [(n, dtype, format, chip) for n in SIZES if n >= 512]
     command = [sys.executable, "-c", _COMPILE, json.dumps(cases)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = [json.loads(line) for line in said.stdout.splitlines()]
-    assert len(found) == sum(len(chips) for *_, chips in cases)
-    return found
+    assert len(found) == len(cases)
+    for n, *known, code in found:
+        assert code["local_accesses"] == code["stack_bytes"] == code["loop_conversions"] == 0, (n, known, code)
+        assert code["shared_bytes"] <= SHARED_LIMIT and code["loop_matrix"] > 0, (n, known, code)
+        wide = code["loop_wide_loads"] * 16 >= code["loop_bytes_per_thread"]
+        assert wide or prod(shape_of(n).right) < 32, (n, known, code)
 
 
-def _hold(found) -> None:
-    for n, format, code in found:
-        known = (n, format, code)
-        assert code["local_accesses"] == code["stack_bytes"] == code["loop_conversions"] == 0, known
-        assert code["shared_bytes"] <= 227 * 1024 and code["loop_matrix"] > 0, known
-        assert code["loop_wide_loads"] * 16 >= code["loop_bytes_per_thread"], known
-        if code["architecture"] == 90 and n & (n - 1) == 0:
-            room = 29.6e12 / 4.3e12 * (4 if format is None else 3)  # slots while an H200's memory moves a value's bytes
-            assert code["slots"] < room, known
-
-
-def test_machine_code():
-    _hold(_machine_code((4096, "bfloat16", None, (90,))))
-
-
-@pytest.mark.slow
-def test_machine_code_of_every_size():
-    kinds = (("float16", None), ("bfloat16", None), ("float16", "int8"), ("float16", "int4"), ("float16", "e4m3"))
-    # left out: rows with no 64 columns beside what is no power of two, whose loads are narrower; and 172 x 128 values
-    # in int4, which keep 8 bytes a thread in local memory on Hopper
-    sizes = [n for n in SIZES if n >= 512 and 32 <= prod(shape_of(n).right) <= 64]
-    _hold(_machine_code(*((n, *kind, (90, 100)) for n in sizes for kind in kinds if (n, kind[1]) != (22016, "int4"))))
+def test_memory_binds_rather_than_instructions():
+    """Slots of a value, in the kept table, while an H200's memory moves its bytes: 2 read, and 2 or up to 1 written."""
+    for row in machine_code.kept():
+        if row["kernel"].startswith("hadamard") and row["architecture"] == "90":
+            room = 29.6e12 / 4.3e12 * (4 if row["kernel"] == "hadamard" else 2.5)
+            assert float(row["slots_per_weight"]) < room, row
 
 
 @pytest.mark.parametrize(("n", "format"), [(32768, None), (4096, "int4")])

@@ -1,20 +1,14 @@
-"""Tokens quantized behind a norm: codes to the last bit, roundings whole, and what comes out against RMSNorm itself."""
+"""Tokens quantized behind a norm: codes to the last bit, and what comes out against RMSNorm itself."""
 
-import re
-
-import gfloat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
-from gfloat.formats import format_info_ocp_e4m3
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels.norm_quantize import norm_quantize, norm_quantize_reference, plan, rounding, token_quantize, unpack_nibbles
-from kernels.norm_quantize.reference import LARGEST, SMALLEST
+from kernels.codes import LARGEST, unpack_nibbles, values
+from kernels.norm_quantize import norm_quantize, norm_quantize_reference, plan, token_quantize
 from kernels.norm_quantize.rows import TOLERANCE
 from kernels.ternary_product import quantize_tokens
 
@@ -27,60 +21,8 @@ def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float16, exponent: 
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent).to(dtype)
 
 
-def values(codes: torch.Tensor, format: str) -> torch.Tensor:
-    return (unpack_nibbles(codes) if format == "int4" else codes).double()
-
-
 def bits(codes: torch.Tensor) -> torch.Tensor:
     return codes.view(torch.int8)
-
-
-# rounding
-
-
-@triton.jit
-def _applied(x, out, n, WHAT: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out + at, WHAT(tl.load(x + at, mask=at < n, other=0.0)), mask=at < n)
-
-
-def applied(what, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    out = torch.empty(x.numel(), dtype=dtype)
-    _applied[(triton.cdiv(x.numel(), 1024),)](x.contiguous(), out, x.numel(), what, 1024)
-    return out
-
-
-def _around(points: np.ndarray) -> torch.Tensor:
-    """Numbers, the float32 just below and above them, and the same with the other sign."""
-    points = points.astype(np.float32)
-    three = np.concatenate([points, np.nextafter(points, np.float32(-1e9)), np.nextafter(points, np.float32(1e9))])
-    return torch.from_numpy(np.concatenate([three, -three]))
-
-
-def test_e4m3_of_every_code_and_every_midpoint():
-    """By gfloat's rounding (to nearest, halves to even), a definition of its own."""
-    positive = np.arange(0x7F, dtype=np.uint8)
-    known = np.array([gfloat.decode_float(format_info_ocp_e4m3, int(code)).fval for code in positive])
-    x = _around(np.concatenate([known, (known[1:] + known[:-1]) / 2, np.random.default_rng(0).uniform(0, 448, 2000)]))
-    x = x[x.abs() < 464]
-    found = applied(rounding.e4m3, x, torch.int8).numpy().view(np.uint8)
-    for value, code in zip(x.tolist(), found.tolist(), strict=True):
-        wanted = gfloat.round_float(format_info_ocp_e4m3, value, gfloat.RoundMode.TiesToEven, sat=True)
-        assert gfloat.decode_float(format_info_ocp_e4m3, code).fval == wanted, (value, code)
-
-
-def test_e4m3_on_a_gpu_takes_bytes_in_their_order():
-    """PTX: `cvt.e4m3x2.f32 d, a, b` puts a into the high byte, `mov.b32 d, {low, high}` the first into the low half."""
-    text = rounding.E4M3_ASSEMBLY.value
-    halves = re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32 (\w+), (\$\d), (\$\d);", text)
-    low, high = re.search(r"mov\.b32 \$0, {(\w+), (\w+)};", text).groups()
-    order = {name: [second, first] for name, first, second in halves}
-    assert order[low] + order[high] == ["$1", "$2", "$3", "$4"]
-
-
-def test_integers_with_halves_to_even():
-    x = _around(np.concatenate([np.arange(0, 130), np.arange(0, 130) + 0.5, [2**22 - 1, 2**22 - 1.5]]))
-    assert torch.equal(applied(rounding.nearest_integer, x, torch.int32), x.double().round().int())
 
 
 # whole rows
@@ -163,10 +105,6 @@ def test_rows_of_zeros_and_of_what_is_not_finite(format):
     assert scale[:2].tolist() == [0, 0] and scale[2:6].isnan().all() and scale[6] > 0
     assert plain[:2].tolist() == [0, 0] and plain[2:5].isnan().all()
     assert plain[5] == torch.tensor(2.0**100) / LARGEST[format] and values(plain_codes[5], format).abs().min() > 0
-
-
-def test_the_smallest_magnitude_leaves_a_finite_factor():
-    assert max(LARGEST.values()) / SMALLEST < torch.finfo(torch.float32).max <= max(LARGEST.values()) / (SMALLEST / 4)
 
 
 def test_sums_are_those_of_torch():
