@@ -19,6 +19,7 @@ from kernels.results import Agreement, Results
 
 LIMIT_SECONDS = 440.0  # 8 minutes, checks included, less what a peer that tunes itself may overrun
 CHECK_SECONDS = 200.0
+BATCH = 64  # kernels at a size that are compiled together, a few for each core
 SANITIZER_SECONDS = 60.0  # kept for it where there is one
 
 
@@ -33,22 +34,27 @@ def check_all(
 ) -> list[Check]:
     """Every kernel at its check sizes, and the smallest of its bench, on `seeds` random inputs each.
 
-    What cannot be run counts as infinitely far off and is told to `progress`. After `seconds` no other size is begun.
+    All are held against one input before any is against a second, and compiled in batches, so that time that ends ends
+    for all alike. What cannot be run counts as infinitely far off, is told to `progress`, and is not tried again.
     """
     pairs = [(k, size) for k in kernels for size in (*k.check, min(k.bench, key=lambda size: size.operations))]
-    end, found = now() + seconds, []
-    compile_ahead(_launches(pairs, device))
-    for at, (kernel, size) in enumerate(pairs):
-        if now() > end:
-            progress(f"no time was left for {len(pairs) - at} of {len(pairs)} checks")
-            break
-        for seed in range(seeds):
+    end, found, tried = now() + seconds, [], 0
+    for seed in range(seeds):
+        failed = []
+        for at, (kernel, size) in enumerate(pairs):
+            if now() > end:
+                progress(f"no time was left for {len(pairs) * (seeds - seed) - at} checks, after {tried}")
+                return found
+            if seed == 0 and at % BATCH == 0:
+                compile_ahead(_launches(pairs[at : at + BATCH], device))
+            tried += 1
             try:
                 found += checked(kernel, size, seed, device)
             except Exception as error:  # of a compiler or a driver: one kernel's failure is not the others'
                 progress(f"{kernel.name} at {size}: {type(error).__name__}: {error}")
                 found.append(Check(kernel.name, str(size), "", seed, device, float("inf"), False))
-                break
+                failed.append(at)
+        pairs = [pair for at, pair in enumerate(pairs) if at not in failed]
     return found
 
 

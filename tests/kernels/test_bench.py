@@ -253,7 +253,10 @@ def test_tuning_ends_in_time_and_without_any_the_default_stays():
     assert "not tuned" in tuning.tuned(made.launches, machine, 0, until=0.0)[1]
 
 
-@pytest.mark.parametrize("kernel", {kernel.reference: kernel for kernel in KERNELS}.values(), ids=lambda k: k.name)
+KINDS = {(kernel.reference, kernel.excess is None): kernel for kernel in KERNELS}
+
+
+@pytest.mark.parametrize("kernel", KINDS.values(), ids=lambda k: k.name)
 def test_every_format_can_be_measured(kernel):
     machine = Machine()
     machine.rotated_bytes = 1
@@ -328,19 +331,21 @@ def test_checks_of_one_kernel_do_not_fall_with_another_and_end_in_time():
     right = replace(toy(), check=(SIZE, Size(2, 3, 64, 32)))
     broken, said = replace(toy("broken"), kernel=failing, check=(SIZE,)), []
     found = session.check_all([broken, right], 3, "cpu", progress=said.append)
-    assert [(c.kernel, c.seed) for c in found] == [("broken", 0)] * 2 + [("toy", seed) for seed in (0, 1, 2)] * 3
+    assert [c.kernel for c in found] == ["broken"] * 2 + ["toy"] * 9
+    assert [c.seed for c in found[2:]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert said == [f"broken at {SIZE}: RuntimeError: no such thing"] * 2
     first, second, third = session.agreements(found)
     assert (first.kernel, first.excess, first.passed) == ("broken", None, False)
     assert (second.kernel, second.inputs, second.passed) == ("toy", 6, True) and third.inputs == 3
-    assert 0 <= max(c.excess for c in found[2:8]) == second.excess <= 1
+    assert 0 <= max(c.excess for c in found[2:] if c.size == str(SIZE)) == second.excess <= 1
     told = measured(toy(), agreements=(first, second))
     assert Results.from_json(told.to_json()) == told and told.agreements == (first, second)
     clock = iter(range(100))
     found = session.check_all(
-        [right, toy("late")], 2, "cpu", seconds=1.5, now=lambda: next(clock), progress=said.append
+        [right, toy("late")], 2, "cpu", seconds=4.5, now=lambda: next(clock), progress=said.append
     )
-    assert len(found) == 2 and said[-1] == "no time was left for 3 of 4 checks"
+    assert [c.kernel for c in found] == ["toy", "toy", "toy", "late"]
+    assert said[-1] == "no time was left for 4 checks, after 4"
 
 
 def test_the_command_writes_results_and_tells_verdicts(monkeypatch, tmp_path, capsys):
@@ -356,6 +361,9 @@ def test_the_command_writes_results_and_tells_verdicts(monkeypatch, tmp_path, ca
     assert found.agreements == (Agreement(kernel="toy", size="1", dtype="", inputs=1, excess=0.5, passed=True),)
     assert {row["verdict"] for row in rows} == {"not measured"} and len(rows) == 4
     assert "4 timings, 0 absences" in capsys.readouterr().err
+    command._bench([row], [check], path, time.monotonic(), 1e-9)
+    found = Results.from_json(path.read_text())
+    assert found.timings == () and {a.reason for a in found.absences} == {"no time was left"}
 
 
 def test_results_are_named_by_their_device(tmp_path):
