@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,10 +16,10 @@ from reports.entropy_page import draw_entropy, render_entropy
 from reports.figures import csv_text, pdf, svg
 from reports.frontier import Study, studies
 from reports.kernels import read_kernels
-from reports.kernels_page import Run, draw_kernels, render_kernels
+from reports.kernels_page import Shown, draw_kernels, render_kernels
 from reports.page import Drawn, draw, render
 from reports.sections import Section
-from suite.store import Store
+from suite.store import SpeedRow, Store
 
 
 @click.command()
@@ -31,17 +32,17 @@ def report(store: Path, out: Path, figures: bool) -> None:
     """Make self-contained HTML pages of the results in a store.
 
     report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost;
-    kernels.html, which needs no store, what has been measured of the kernels.
+    kernels.html what has been measured of the kernels, how fast the store's models generate, and what bandwidth allows.
     """
     check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE])
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates = read(store)
+    found, entropy, coordinates, speeds = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
-    timed = read_kernels()
-    runs = draw_kernels(timed)
+    timed = replace(read_kernels(), speeds=speeds)
+    kernels = draw_kernels(timed)
     there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True}
     beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
@@ -49,17 +50,18 @@ def report(store: Path, out: Path, figures: bool) -> None:
         made[out / entropy_page.PAGE] = render_entropy(coded, beside_report=bool(drawn)).encode()
     if turned:
         made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
-    made[out / kernels_page.PAGE] = render_kernels(timed, runs, beside_report=bool(drawn)).encode()
+    made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        made |= {out / "figures" / name: content for name, content in figure_files(drawn, coded + turned, runs).items()}
+        files = figure_files(drawn, coded + turned, kernels)
+        made |= {out / "figures" / name: content for name, content in files.items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         click.echo(path)
 
 
-def read(path: Path) -> tuple[list[Study], Entropy, Coordinates]:
-    """The studies of the store at `path`, and what it says of entropy and coordinates.
+def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...]]:
+    """The studies of the store at `path`, and what it says of entropy, coordinates and speed.
 
     Models that are there for curves of doses are seen there alone, on the page of coordinates. Raises `ValueError` if
     there is no store, or nothing in it.
@@ -71,11 +73,12 @@ def read(path: Path) -> tuple[list[Study], Entropy, Coordinates]:
             every = studies(store)
             found = [study for study in every if not is_dose(study.model)]
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
+            speeds = tuple(store.speeds())
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not found and not entropy.anything and not coordinates.anything:
+    if not found and not entropy.anything and not coordinates.anything and not speeds:
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates
+    return found, entropy, coordinates, speeds
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:
@@ -90,11 +93,11 @@ def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:
             raise ValueError(f"cannot write the file {folder / name}: it is a folder")
 
 
-def figure_files(drawn: Drawn, sections: Sequence[Section], runs: Sequence[Run] = ()) -> dict[str, bytes]:
+def figure_files(drawn: Drawn, sections: Sequence[Section], kernels: Shown | None = None) -> dict[str, bytes]:
     """Name and content of the files of all figures."""
     made: dict[str, bytes] = {}
     named = [(name, plots) for _, name, plots in drawn] + [(s.stem, s.plots) for s in sections]
-    named += [(run.stem, [run.plot]) for run in runs if run.plot]
+    named += [] if kernels is None else [(stem, [plot]) for stem, plot in kernels.plots]
     for name, plots in named:
         for plot in plots:
             stem = f"{name}-{plot.key}"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.machine_code import KEPT
-from kernels.results import COPY, DENSE, READ, Results, Shape, Timing
-from kernels.targets import LARGE, TARGETS, Verdict, ratio, verdict
+from kernels.results import CLONE, COPY, DENSE, READ, Results, Shape, Task, Timing
+from kernels.targets import TARGETS, Verdict, large, ratio, verdict
+from suite.store import SpeedRow
 
 MEASURED = Path(__file__).with_name("measured")
 BENCH = "bitfrontier kernels --check --bench --json"
@@ -23,33 +24,41 @@ _COLUMNS = {  # of the offline compiler's table, as the page calls them
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What there is to show: results by device, the newest run of each first, and rows of `compiled.csv` as text."""
+    """What there is to show: results by device, the newest run of each first, and rows of `compiled.csv` as text.
+
+    `speeds` are those of whole models, from a store.
+    """
 
     results: tuple[Results, ...]
     compiled: tuple[dict[str, str], ...]
+    speeds: tuple[SpeedRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A timing beside others of its shape: `share` of a copy's bandwidth, `times` as fast as the table's `others`."""
+    """A timing beside others of its shape: `share` of a copy's bandwidth, `times` as fast as the table's `others`.
+
+    `least_seconds` is its roofline: its bytes at the best bandwidth of the shape's copies and reads.
+    """
 
     timing: Timing
     share: float | None
+    least_seconds: float | None
     times: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeTable:
-    """The timings of a shape; `others` are what each is compared with: the dense product and the peers."""
+    """The timings of a shape; `others` are what each is compared with: the dense product, a clone, and the peers."""
 
-    shape: Shape
+    shape: Shape | Task
     others: tuple[str, ...]
     rows: tuple[Row, ...]
 
     @property
     def large(self) -> bool:
-        """Whether its weights are far more than a cache holds, so that bandwidth counts and not the launch."""
-        return self.shape.outputs * self.shape.inputs >= LARGE
+        """Whether bandwidth counts, and not the launch."""
+        return large(self.shape)
 
 
 def read_kernels(measured: Path = MEASURED, compiled: Path = KEPT) -> Found:
@@ -90,12 +99,14 @@ def shape_tables(results: Results) -> list[ShapeTable]:
     return sorted((_table(results, shape) for shape in results.shapes), key=lambda table: not table.large)
 
 
-def _table(results: Results, shape: Shape) -> ShapeTable:
+def _table(results: Results, shape: Shape | Task) -> ShapeTable:
     timings = results.of(shape)
-    others = tuple(dict.fromkeys(t.name for t in timings if t.kind == "peer" or t.name == DENSE))
+    others = tuple(dict.fromkeys(t.name for t in timings if t.kind == "peer" or t.name in (DENSE, CLONE)))
     copy = results.find(COPY, shape)
+    best = max((t.bandwidth for t in timings if t.name in (COPY, READ)), default=None)
     rows = [
         Row(timing=t, share=None if copy is None else ratio(t, copy, "bandwidth"),
+            least_seconds=None if best is None else t.bytes_moved / best,
             times=tuple(_times(t, results.find(name, shape)) for name in others))
         for t in timings
     ]  # fmt: skip

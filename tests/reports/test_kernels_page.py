@@ -5,14 +5,16 @@ from html import escape
 
 import pytest
 from pages import can_be_heard, parsed, refers_to_itself, stands_alone
+from synthetic import speed_row
 
-from kernels.results import COPY, DENSE, READ, Absence, Agreement, Results, Shape, Timing
+from kernels.results import CLONE, COPY, DENSE, READ, Absence, Agreement, Results, Shape, Task, Timing
 from kernels.targets import TARGETS
 from reports.figures import csv_text, png
 from reports.kernels import BENCH, COMPILE, Found, read_kernels, shape_tables
 from reports.kernels_page import draw_kernels, render_kernels
 
-BIG, SMALL = Shape(1, 28672, 8192), Shape(1, 2048, 2048)
+BIG, SMALL, MANY = Shape(1, 28672, 8192), Shape(1, 2048, 2048), Shape(16, 28672, 8192)
+ATTENTION = Task("attention", "1 x 32 / 8 x 128 x 32768 tokens")
 COMPILED = (
     {"kernel": "w4a16-gemv", "size": "1 x 28672 x 512 / 128", "dtype": "float16", "triton": "3.9.0",
      "architecture": "90", "registers": "96", "slots_per_weight": "2.4", "something new": "1"},
@@ -41,6 +43,12 @@ def made(**changes):
             timing("w4a16-gemv", "kernel", 40, 121_000_000, launch="BLOCK_N 128"),
             timing("w4a16-gemv", "kernel", 41, 121_000_000, dtype="bfloat16"),
             timing("gemlite", "peer", 38, 121_000_000),
+            timing(COPY, "yardstick", 500, 1 << 31, MANY, "float32"),
+            timing(DENSE, "yardstick", 125, 470_000_000, MANY, dtype="bfloat16"),
+            timing("w4a16-gemv", "kernel", 50, 122_000_000, MANY),
+            timing(COPY, "yardstick", 500, 1 << 31, ATTENTION, "float32"),
+            timing(CLONE, "yardstick", 40, 80_000_000, ATTENTION),
+            timing("attention-kv4", "kernel", 20, 40_000_000, ATTENTION),
         ),
         absences=(Absence(name="humming", reason="cannot import <humming>", shape=BIG),),
         agreements=(Agreement(kernel="w4a16-gemv", size="1", dtype="float16", inputs=10, excess=0.5, passed=True),
@@ -49,20 +57,24 @@ def made(**changes):
     return replace(found, **changes)
 
 
-def page(*results, compiled=COMPILED, beside_report=True):
-    found = Found(results=results, compiled=compiled)
+SPEEDS = (speed_row(), speed_row(product="dequantize", decode=40.0, decode_ratio=0.4, fallbacks='["a < b"]'))
+
+
+def page(*results, compiled=COMPILED, beside_report=True, speeds=()):
+    found = Found(results=results, compiled=compiled, speeds=speeds)
     return render_kernels(found, draw_kernels(found), beside_report=beside_report)
 
 
+@pytest.mark.parametrize("speeds", [(), SPEEDS], ids=len)
 @pytest.mark.parametrize(
     "results", [(), (made(),), (made(), made(device="Another", timings=(), agreements=()))], ids=len
 )
-def test_the_page_refers_to_itself_stands_alone_and_can_be_heard(results):
-    html = page(*results)
+def test_the_page_refers_to_itself_stands_alone_and_can_be_heard(results, speeds):
+    html = page(*results, speeds=speeds)
     tags = parsed(html)
     refers_to_itself(tags, others=("report.html",))
     stands_alone(html, tags)
-    can_be_heard(tags, min(len(results), 1))
+    can_be_heard(tags, 2 * min(len(results), 1) + min(len(speeds), 1) + 4)
 
 
 def test_without_a_gpu_every_target_is_not_measured_and_the_command_is_there():
@@ -89,8 +101,10 @@ def test_with_one_verdicts_stand_at_the_top_and_with_their_targets():
 
 
 def test_tables_compare_with_what_was_timed_at_the_same_shape():
-    big, small = shape_tables(made())
-    assert (big.shape, big.others, small.others) == (BIG, (DENSE, "gemlite"), (DENSE,))
+    tables = {table.shape: table for table in shape_tables(made())}
+    big, small = tables[BIG], tables[SMALL]
+    assert (big.others, tables[MANY].others, small.others) == ((DENSE, "gemlite"), (DENSE,), (DENSE,))
+    assert tables[ATTENTION].others == (CLONE,)
     rows = {(row.timing.name, row.timing.dtype): row for row in big.rows}
     ours = rows["w4a16-gemv", "float16"]
     assert ours.times == pytest.approx((3.0, 0.95)) and ours.share == pytest.approx(121e6 / 40e-6 / (2**31 / 500e-6))
@@ -99,14 +113,22 @@ def test_tables_compare_with_what_was_timed_at_the_same_shape():
 
 
 def test_the_figure_has_the_numbers_of_every_kernel_and_peer():
-    (run,) = draw_kernels(Found(results=(made(),), compiled=()))
-    rows = list(csv.DictReader(io.StringIO(csv_text(run.plot))))
-    assert [(r["name"], r["activations"], r["shape"]) for r in rows] == [
-        ("w4a16-gemv", "float16", str(BIG)), ("w4a16-gemv", "bfloat16", str(BIG)), ("gemlite", "float16", str(BIG)),
-        ("w4a16-gemv", "float16", str(SMALL)),
-    ]  # fmt: skip
-    assert [float(r["median (us)"]) for r in rows] == [40, 41, 38, 4.5]
-    assert png(run.plot, dpi=20).startswith(b"\x89PNG")
+    (run,) = draw_kernels(Found(results=(made(),), compiled=())).runs
+    shares, times = run.plots
+    found = {(r["name"], r["activations"], r["shape"]): float(r["median (us)"])
+             for r in csv.DictReader(io.StringIO(csv_text(shares)))}  # fmt: skip
+    assert found == {
+        ("w4a16-gemv", "float16", str(BIG)): 40, ("w4a16-gemv", "bfloat16", str(BIG)): 41,
+        ("gemlite", "float16", str(BIG)): 38, ("w4a16-gemv", "float16", str(MANY)): 50,
+        ("attention-kv4", "float16", str(ATTENTION)): 20, ("w4a16-gemv", "float16", str(SMALL)): 4.5,
+    }  # fmt: skip
+    # read at 2^30 bytes in 240 us: 121 MB take 27.05 us; at 16 rows a copy, 2^31 in 500, is all there is
+    rows = {(r["name"], r["rows"]): r for r in csv.DictReader(io.StringIO(csv_text(times)))}
+    assert set(rows) == {(n, r) for n in ("w4a16-gemv", DENSE) for r in ("1", "16")} | {("gemlite", "1")}
+    assert float(rows["w4a16-gemv", "1"]["roofline (us)"]) == pytest.approx(121e6 * 240 / 2**30, rel=1e-3)
+    assert float(rows["w4a16-gemv", "16"]["times the roofline"]) == pytest.approx(50 * 2**31 / 500 / 122e6, rel=1e-3)
+    for plot in run.plots:
+        assert png(plot, dpi=20).startswith(b"\x89PNG")
 
 
 def test_machine_code_is_shown_as_it_was_counted():
