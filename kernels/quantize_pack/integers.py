@@ -25,16 +25,25 @@ WITH_ZERO = CONVENTIONS[:2]
 
 @triton.jit
 def quotient(x, divisor, inverse):
-    """Round x / divisor to float32 in three operations, for divisors of at most 11 bits, with `inverse` 1 / divisor.
+    """Round x / divisor to float32 in three operations, for divisors of at most 11 bits, with its `inverse_of`.
 
-    q = x inverse is off by 1.5 units in the last place at most, and x - q divisor, at most 13 bits, is exact. So q plus
-    that times inverse is x / divisor but for 1.5 2^-24 units before it is rounded; and x / divisor is 2^-12 units or
-    more from where rounding changes, being a fraction of 24 bits over 11.
+    q = x inverse is off by 2.5 units in the last place at most, and x - q divisor, at most 13 bits, is exact. So q plus
+    that times inverse is x / divisor but for 2^-21 units before it is rounded; and x / divisor is 2^-12 units or more
+    from where rounding changes, being a fraction of 24 bits over 11. (Quotients near 2^-126 may be off; they are 0.)
     """
     if shared.INTERPRETED:
         return x / divisor
     asm: tl.constexpr = QUOTIENT_ASSEMBLY
     return tl.inline_asm_elementwise(asm, "=r,r,r,r", [x, -divisor, inverse], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def inverse_of(divisor):
+    """Give 1 / divisor but for 2^-23 of it (PTX ISA, `rcp.approx.ftz.f32`), for `quotient`."""
+    if shared.INTERPRETED:
+        return 1.0 / divisor
+    asm: tl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
+    return tl.inline_asm_elementwise(asm, "=r,r", [divisor], dtype=tl.float32, is_pure=True, pack=1)
 
 
 QUOTIENT_ASSEMBLY = tl.constexpr(
@@ -81,13 +90,13 @@ def scale_of(
     scale = tl.where(wanted == 0, 1.0, tl.maximum(as_half(wanted), 5.9604644775390625e-8))  # 2^-24
     if RULE == "signed-max":
         scale = tl.where(high >= 0.0 - low, -scale, scale)
+    inverse = inverse_of(scale)
     zero = tl.zeros_like(scale) + MIDDLE
     if RULE == "asymmetric":
-        zero = tl.minimum(tl.div_rn(0.0 - low, scale), TOP)
+        zero = tl.minimum(quotient(0.0 - low, scale, inverse), TOP)
         zero = (zero + 12582912.0) - 12582912.0  # 1.5 2^23: rounds to an integer, halves to even
     elif RULE == "real-zero":
-        zero = as_half(tl.div_rn(0.0 - low, scale))
-    inverse = tl.div_rn(tl.zeros_like(scale) + 1.0, scale)
+        zero = as_half(quotient(0.0 - low, scale, inverse))
     stored = tl.where(usable, scale, float("nan"))
     return stored, tl.where(usable, zero, float("nan")), (stored, inverse, zero)
 

@@ -5,13 +5,14 @@ import math
 import torch
 import torch.nn.functional as F
 
+from kernels.cache_attention.packing import TILE, to_words
 from kernels.integer_product.packing import pack
 
 LARGEST = torch.finfo(torch.float16).max
 
 
 def integers_reference(W: torch.Tensor, bits: int, group: int | None, convention: str) -> tuple[torch.Tensor, ...]:
-    """Words, scales and, where there are any, zero points of W (outputs, inputs), laid out by `integer_product.pack`."""
+    """Words, scales and any zero points of W (outputs, inputs), laid out by `integer_product.pack`."""
     known = W.float()
     low, high = _bounds(known, group)
     usable = low.isfinite() & high.isfinite()
@@ -27,6 +28,29 @@ def integers_reference(W: torch.Tensor, bits: int, group: int | None, convention
     stored = zero if convention in ("asymmetric", "real-zero") else None
     weights = pack(codes.to(torch.int32), scale, stored, bits=bits, group=group)
     return (weights.words, weights.scale) if weights.zero is None else (weights.words, weights.scale, weights.zero)
+
+
+def tokens_reference(
+    x: torch.Tensor, what: str, bits: int, group: int = 32, capacity: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Words, scales and least values of keys or values (batch, heads, n, D), as `cache_attention.pack` has them.
+
+    In float64, where differences of float16 numbers are exact.
+    """
+    length = x.shape[2]
+    capacity = -(-(length if capacity is None else capacity) // TILE) * TILE
+    full = F.pad(x, (0, 0, 0, capacity - length)).double()
+    grouped = (full.transpose(2, 3) if what == "keys" else full).unflatten(-1, (-1, group))
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    low = low.where(low.isfinite() & high.isfinite(), math.nan)
+    scale = ((high - low) / (2**bits - 1)).half()
+    steps = (grouped - low[..., None]) / scale.double()[..., None]
+    codes = steps.nan_to_num(0, 0, 0).round().clamp(0, 2**bits - 1).to(torch.int32).flatten(-2)  # 0 / 0 is 0
+    if what == "keys":
+        stored = (scale.transpose(2, 3), low.half().transpose(2, 3))
+        return to_words(codes.transpose(2, 3), bits), *(part.contiguous() for part in stored)
+    by_tile = (part.unflatten(2, (-1, TILE)).transpose(3, 4).contiguous() for part in (scale, low.half()))
+    return to_words(codes, bits), *by_tile
 
 
 def _affine(low: torch.Tensor, high: torch.Tensor, bits: int, convention: str) -> tuple[torch.Tensor, torch.Tensor]:

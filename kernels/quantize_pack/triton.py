@@ -318,7 +318,7 @@ def plan(
     stored = (W.new_empty if block == 1 else W.new_zeros)(shape, dtype=scale_type)  # blocks leave padding alone
     zero = torch.empty_like(stored) if zeros else None
     long = group % layout.inputs == 0 and group > layout.inputs
-    block_n = max(16, VALUES // layout.inputs, block)
+    block_n = max(1024 // layout.rows, VALUES // layout.inputs, block)
     spans = triton.cdiv(tiles * layout.inputs, group) if long else tiles
     return Launch(
         function=quantize,
@@ -336,5 +336,5 @@ def plan(
         output=(words, stored) if zero is None else (words, stored, zero),
         loop_bytes=block_n * layout.inputs * W.element_size(),
         loop_weights=block_n * layout.inputs,
-        num_warps=block_n * layout.inputs // 2048,
+        num_warps=block_n * min(layout.inputs // 64, layout.rows // 8) // 32,  # 16 bytes or more of a piece in a thread
     )  # fmt: skip
