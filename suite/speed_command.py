@@ -27,8 +27,9 @@ def speed(model: str, **options: Any) -> int:
     """Time a model that `run --save` wrote, generating text from its packed weights.
 
     The unquantized model, in bfloat16, takes turns with it. Products are int4pack (integers to 8 bits, in groups of
-    32 or more), int8pack (8 bits, one scale a row), kernel (on a GPU), dense, and dequantize, which takes everything;
-    where the one asked for cannot compute a layer, that layer is dequantized, and it says so.
+    32 or more), int8pack (8 bits, one scale a row), int4decoded and int8decoded (the same words, decoded for many
+    tokens), kernel (on a GPU), dense, which holds all weights decoded and is not among what auto tries, and dequantize,
+    which takes everything; where the one asked for cannot compute a layer, that layer is dequantized, and it says so.
     """
     from suite.runtime.record import measure_speed
     from suite.store import Store, holds_store
@@ -60,7 +61,7 @@ def report(row: "SpeedRow") -> str:
         f"GB/s, of which {row.decode / row.roofline:.2f} is reached"
     )
     found = json.loads(row.products)
-    lines += [f"products {one['layers']} layers: {one['few']} for a token, {one['many']} for a prompt"
+    lines += [f"products {one['layers']} layers: {one['products']}"
               for one in found["taken"]]  # fmt: skip
     if row.overhead is not None:
         lines.append(f"overhead of packed layers beside their products: {100 * row.overhead:.1f}%")

@@ -7,12 +7,13 @@ unless it is asked to: its figures are those of dequantized weights, bit for bit
 """
 
 from suite.runtime.choice import Chooser, Measured
+from suite.runtime.core import ByRows, Core
 from suite.runtime.generation import Generated, generate
 from suite.runtime.linear import PackedLinear, through_products
 from suite.runtime.model import Runtime, chooser_for, packed_runtime, plain_runtime
-from suite.runtime.products import PRODUCTS, Core, Product, product_named
+from suite.runtime.products import PRODUCTS, Product, product_named
 
 __all__ = [
-    "PRODUCTS", "Chooser", "Core", "Generated", "Measured", "PackedLinear", "Product", "Runtime", "chooser_for",
-    "generate", "packed_runtime", "plain_runtime", "product_named", "through_products",
+    "PRODUCTS", "ByRows", "Chooser", "Core", "Generated", "Measured", "PackedLinear", "Product", "Runtime",
+    "chooser_for", "generate", "packed_runtime", "plain_runtime", "product_named", "through_products",
 ]  # fmt: skip

@@ -1,45 +1,45 @@
 """Which product a layer takes: the one that is asked for, or the fastest by a measurement that is kept.
 
-Candidates are timed for one row and for many, once for every grid and shape. For one row all products compete. For many
-rows products that hold decoded weights compete only where one was chosen for one row, and then alone: else a layer
-would hold both. In between, times are taken to grow in proportion with rows, which says from how many on the second
-choice is the faster one.
+Candidates are timed for one row, as in decoding, for a few, and for many, as of a prompt, once for every grid and
+shape. For one row all products compete but those that hold decoded weights, which are taken where they are asked for
+and nowhere else. For more rows those compete that read the words of the one chosen for one row, so that a layer holds
+them once. Between two numbers of rows that were timed, times are taken to lie on straight lines, which say from how
+many on the second choice is the faster one.
 Where inputs are rounded to a few levels, a product that rounds on its own would now and then move one to the next level
 and make another model: such recipes have exact products, in float32, unless another is asked for.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from suite.recipe import Target
-from suite.runtime.products import PRODUCTS, Core, Pair, Prepared, Unfit, product_named
+from suite.runtime.core import ByRows, Core, Prepared, Unfit
+from suite.runtime.products import PRODUCTS, product_named
 
 AUTO = "auto"
 FALLBACK = "dequantize"  # which computes everything
-MANY_ROWS = 128  # of a prefill that is timed
+ROWS = (1, 16, 128)  # that are timed: a token, a few, a prompt
 _REPEATS = 9  # of a candidate, and one to warm up
 _OTHER = 1 << 25  # values, 128 MiB: more than the last cache of a CPU or a GPU holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was found for one grid and shape: the products taken, the second `since` so many rows.
+    """What was found for one grid and shape: `taken[i]` from `since[i]` rows on.
 
-    With microseconds of every candidate by its name.
+    With microseconds of every candidate by its name, for each of `ROWS`.
     """
 
     grid: str
     shape: tuple[int, int]
-    few: str
-    many: str
-    since: int
-    few_microseconds: dict[str, float]
-    many_microseconds: dict[str, float]
+    taken: tuple[str, ...]
+    since: tuple[int, ...]
+    microseconds: tuple[dict[str, float], ...]
 
 
 @dataclass
@@ -61,21 +61,15 @@ class Chooser:
         if self.asked != AUTO:
             product_named(self.asked)
 
-    def prepare(self, core: Core) -> Pair:
+    def prepare(self, core: Core) -> ByRows:
         """The layer as its products read it."""
         key = str(Target(core.fitted.grid)), core.shape
         if self.asked != AUTO:
-            prepared = self._one(self.asked, core, key)
-            return Pair(prepared, prepared)
-        ready: dict[str, Prepared] = {}
+            return ByRows((self._one(self.asked, core, key),))
         if key not in self.measured:
-            ready = self._ready(core)
-            self.measured[key] = self._measure(key, ready)
+            self.measured[key] = self._measure(key, self._ready(core))
         found = self.measured[key]
-        few = ready.get(found.few) or self._one(found.few, core, key)
-        if found.many == found.few:
-            return Pair(few, few)
-        return Pair(few, ready.get(found.many) or self._one(found.many, core, key), found.since)
+        return ByRows(tuple(self._one(name, core, key) for name in found.taken), found.since)
 
     def _one(self, name: str, core: Core, key: tuple[str, tuple[int, int]]) -> Prepared:
         try:
@@ -87,7 +81,8 @@ class Chooser:
     def _ready(self, core: Core) -> dict[str, Prepared]:
         found: dict[str, Prepared] = {}
         for product in PRODUCTS:
-            if product.device in ("any", self.device.type) and (product.exact or not self.exact):
+            there = product.device in ("any", self.device.type) and not product.holds_dense
+            if there and (product.exact or not self.exact):
                 try:
                     found[product.name] = product.prepare(core, self.dtype, self.device)
                 except Unfit:
@@ -95,15 +90,18 @@ class Chooser:
         return found
 
     def _measure(self, key: tuple[str, tuple[int, int]], ready: dict[str, Prepared]) -> Measured:
-        few = self._times(ready, 1, key[1][1])
-        best = min(few, key=few.__getitem__)
-        dense = product_named(best).holds_dense
-        rivals = {name: prepared for name, prepared in ready.items()
-                  if name == best or not (dense or product_named(name).holds_dense)}  # fmt: skip
-        many = self._times(rivals, MANY_ROWS, key[1][1])
-        second = min(many, key=many.__getitem__)
-        return Measured(grid=key[0], shape=key[1], few=best, many=second, few_microseconds=few, many_microseconds=many,
-                        since=_crossing((few[best], many[best]), (few[second], many[second])))  # fmt: skip
+        times = [self._times(ready, ROWS[0], key[1][1])]
+        first = min(times[0], key=times[0].__getitem__)
+        same = {name: prepared for name, prepared in ready.items() if _words(name) == _words(first)}
+        times += [self._times(same, rows, key[1][1]) for rows in ROWS[1:]]
+        taken, since = [first], [1]
+        for i in range(1, len(ROWS)):
+            best = min(times[i], key=times[i].__getitem__)
+            if best != taken[-1]:
+                since.append(_crossing(ROWS[i - 1 : i + 1], [times[j][taken[-1]] for j in (i - 1, i)],
+                                       [times[j][best] for j in (i - 1, i)]))  # fmt: skip
+                taken.append(best)
+        return Measured(grid=key[0], shape=key[1], taken=tuple(taken), since=tuple(since), microseconds=tuple(times))
 
     def _times(self, candidates: dict[str, Prepared], rows: int, n_in: int) -> dict[str, float]:
         """The least of several times, in microseconds: what else runs only adds.
@@ -121,14 +119,18 @@ class Chooser:
         return {name: round(1e6 * min(taken[1:]), 2) for name, taken in times.items()}
 
 
-def _crossing(first: tuple[float, float], second: tuple[float, float]) -> int:
-    """Rows from which on the second is the faster one, by straight lines through times of 1 and `MANY_ROWS` rows.
+def _words(name: str) -> str:
+    return product_named(name).reads or name
 
-    >>> _crossing((1.0, 128.0), (64.0, 65.0))
+
+def _crossing(rows: Sequence[int], first: Sequence[float], second: Sequence[float]) -> int:
+    """Rows from which on the second is the faster one, by straight lines through the times of two numbers of rows.
+
+    >>> _crossing((1, 128), (1.0, 128.0), (64.0, 65.0))
     65
     """
     behind, ahead = second[0] - first[0], first[1] - second[1]
-    return 1 if ahead + behind == 0 else math.ceil(1 + (MANY_ROWS - 1) * behind / (behind + ahead))
+    return rows[1] if ahead + behind <= 0 else math.ceil(rows[0] + (rows[1] - rows[0]) * behind / (behind + ahead))
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -31,7 +31,7 @@ from suite.grids.lattice_codebooks import e8_points, patterns
 from suite.grids.scaled import FittedScaled
 from suite.grids.trellis import FittedTrellis
 from suite.grids.trellis_codes import hyb_table
-from suite.runtime.products import Core, Unfit, zero_of
+from suite.runtime.core import Core, Unfit, zero_of
 
 _FORMATS = {known.name: known for known in FORMATS}
 _RUN = 16  # inputs: the least group of a table

@@ -8,10 +8,10 @@ from torch import nn
 
 from kernels.hadamard import hadamard_transform
 from suite.quantized import Quantized
-from suite.runtime.products import Core, Pair
+from suite.runtime.core import ByRows, Core
 from suite.transforms import Frame
 
-Prepare = Callable[[Core], Pair]
+Prepare = Callable[[Core], ByRows]
 
 
 class PackedLinear(nn.Module):
@@ -25,26 +25,21 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = found.grid.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self.pair = prepare(core_of(found))
+        self.by_rows = prepare(core_of(found))
         self._frame = None if found.frame is None else _on(found.frame.as_stored(), device)
         self._in_scale = None if found.in_scale is None else found.in_scale.float().to(device)
 
     @property
     def n_bytes(self) -> int:
         """Bytes that one token's product reads: packed weights and bias."""
-        return self.pair.few.n_bytes + (0 if self.bias is None else self.bias.nbytes)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of everything that is held."""
-        return self.n_bytes + (0 if self.pair.many is self.pair.few else self.pair.many.n_bytes)
+        return self.by_rows.at(1).n_bytes + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (.., in) to outputs (.., out), of their type."""
         rows = x.reshape(-1, self.in_features)
         if self._in_scale is not None or self._frame is not None:
             rows = self._into(rows.float()).to(x.dtype)
-        y = self.pair.at(len(rows))(rows)
+        y = self.by_rows.at(len(rows))(rows)
         if self._frame is not None:
             y = _out_of(self._frame, y.float())
         if self.bias is not None:
@@ -60,8 +55,7 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and products."""
-        few, many = type(self.pair.few).__name__, type(self.pair.many).__name__
-        return f"{self.in_features}, {self.out_features}, few={few}, many={many}, since={self.pair.since}"
+        return f"{self.in_features}, {self.out_features}, {self.by_rows}"
 
 
 def core_of(found: Quantized) -> Core:

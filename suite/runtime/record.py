@@ -73,10 +73,10 @@ def _plain(unquantized: Checkpoint | None, device: torch.device) -> dict[str, Ru
 
 
 def _products(runtime: Runtime) -> str:
-    """JSON: layers by (product for one token, product for many), and the measurements behind it."""
-    layers = Counter((type(x.pair.few).__name__, type(x.pair.many).__name__) for x in runtime.packed_layers.values())
+    """JSON: layers by the products taken, and the measurements behind it."""
+    layers = Counter(str(layer.by_rows) for layer in runtime.packed_layers.values())
     measured = runtime.chooser.measured.values() if runtime.chooser else ()
-    taken = [{"few": few, "many": many, "layers": n} for (few, many), n in sorted(layers.items())]
+    taken = [{"products": products, "layers": n} for products, n in sorted(layers.items())]
     return json.dumps({"taken": taken, "measured": [asdict(one) for one in measured]})
 
 

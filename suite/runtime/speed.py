@@ -127,7 +127,7 @@ def overhead(runtime: Runtime) -> Overhead:
         raise ValueError("overhead of packed layers: the model has none")
     assert runtime.chooser is not None
     inputs = [torch.randn(1, layer.in_features).to(runtime.device, runtime.chooser.dtype) for layer in layers]
-    calls = [(layer.pair.few.bare(x), partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)]
+    calls = [(layer.by_rows.at(1).bare(x), partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)]
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in layers]
     for _ in range(_LAYERS + 1):
         for kind in (0, 1):

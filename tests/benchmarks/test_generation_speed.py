@@ -75,9 +75,9 @@ def test_decoding_from_packed_weights(benchmark, capsys: pytest.CaptureFixture) 
         )
     for name, runtime in runtimes.items():
         cost = overhead(runtime)
-        taken = {m.few for m in runtime.chooser.measured.values()}  # type: ignore[union-attr]
+        taken = {str(layer.by_rows) for layer in runtime.packed_layers.values()}
         lines.append(
-            f"{name}: products {', '.join(sorted(taken))}, {1e3 * cost.products:.2f} ms a token, "
+            f"{name}: products {' / '.join(sorted(taken))}; {1e3 * cost.products:.2f} ms a token, "
             f"packed layers {1e3 * cost.layers:.2f} ms: overhead {100 * cost.share:.1f}%"
         )
     benchmark.extra_info |= {"decode_ratio": {k: v.median for k, v in found.decode_ratio.items()}}

@@ -19,6 +19,7 @@ from suite.readback import PackedModel
 from suite.recipe import Recipe, Target
 from suite.runtime import (
     PRODUCTS,
+    ByRows,
     Chooser,
     PackedLinear,
     chooser_for,
@@ -28,8 +29,9 @@ from suite.runtime import (
     product_named,
 )
 from suite.runtime.affine import affine
+from suite.runtime.choice import ROWS
+from suite.runtime.core import Unfit
 from suite.runtime.linear import core_of
-from suite.runtime.products import Unfit
 
 U = 2.0**-8  # the unit roundoff of bfloat16
 CPU = torch.device("cpu")
@@ -66,13 +68,15 @@ CONVENTIONS = st.sampled_from(["asymmetric", "full-range", "span", "signed-max",
 def test_int4pack_errs_by_the_roundings_it_says(bits, convention, group, n_out, n_in, rows):
     W, x = draw(n_out, n_in), draw(rows, n_in, seed=1)
     found = quantize_matrix(W, recipe=Recipe(weights=Target(Integer(bits=bits, group=group, convention=convention))))
-    y, chooser = through(found, x, "int4pack")
-    assert not chooser.unfit
     exact = x.double() @ found.dequantize().double().T
     # one rounding of inputs, one of scales and offsets, one of outputs: of a plane each, or of the only one
     spread = x.abs().double() @ magnitudes(found).T
     bound = U * ((2.02 + (bits > 4)) * spread + 1.01 * (exact.abs() + spread * U)) + 1e-6 * spread
-    assert bool(((y.double() - exact).abs() <= bound).all())
+    y, chooser = through(found, x, "int4pack")
+    assert not chooser.unfit and bool(((y.double() - exact).abs() <= bound).all())
+    y, chooser = through(found, x, "int4decoded")  # one of weights instead of the planes'
+    bound = U * (3.03 * spread + 1.01 * (exact.abs() + spread * U)) + 1e-6 * spread
+    assert not chooser.unfit and bool(((y.double() - exact).abs() <= bound).all())
 
 
 @settings(max_examples=15)
@@ -81,13 +85,12 @@ def test_int8pack_errs_by_the_roundings_it_says(n_out, n_in, rows):
     grid = Integer(bits=8, group="row", convention="full-range")
     W, x = draw(n_out, n_in), draw(rows, n_in, seed=1)
     found = quantize_matrix(W, recipe=Recipe(weights=Target(grid)))
-    y, chooser = through(found, x, "int8pack")
-    assert not chooser.unfit
     exact = x.double() @ found.dequantize().double().T
     spread = x.abs().double() @ found.dequantize().double().abs().T
-    assert bool(
-        ((y.double() - exact).abs() <= U * (2.02 * spread + 1.01 * (exact.abs() + spread * U)) + 1e-6 * spread).all()
-    )
+    for name, outputs in (("int8pack", 1.01), ("int8decoded", 2.03)):  # how often outputs are rounded
+        y, chooser = through(found, x, name)
+        bound = U * (2.02 * spread + outputs * (exact.abs() + 2 * spread * U)) + 1e-6 * spread
+        assert not chooser.unfit and bool(((y.double() - exact).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("method", WEIGHTS, ids=lambda method: method.name)
@@ -153,7 +156,7 @@ def test_dequantize_keeps_codes_packed_and_in_order(bits, n_out, n_in):
 
 
 def test_wide_matrices_are_dequantized_in_pieces(monkeypatch):
-    monkeypatch.setattr("suite.runtime.products._AT_ONCE", 8 * 40)
+    monkeypatch.setattr("suite.runtime.dequantized._AT_ONCE", 8 * 40)
     found, x = quantize_matrix(draw(8, 100), method="rtn", bits=4, group=32), draw(3, 100, seed=1)
     prepared = product_named("dequantize").prepare(core_of(found), torch.float32, CPU)
     assert [p.columns for p in prepared.pieces] == [slice(0, 40), slice(40, 80), slice(80, 100)]
@@ -210,19 +213,59 @@ def test_a_measurement_decides_and_is_kept():
     first, second = (PackedLinear(found, None, chooser.prepare, CPU) for _ in range(2))
     ((key, measured),) = chooser.measured.items()
     assert key == ("Target(Integer(bits=4))", (64, 128)) and not chooser.unfit
-    assert measured.few == min(measured.few_microseconds, key=measured.few_microseconds.get)
-    assert measured.many == min(measured.many_microseconds, key=measured.many_microseconds.get)
-    assert set(measured.few_microseconds) == {"int4pack", "int8pack", "dense", "dequantize"}  # a group is a row here
-    assert type(first.pair.few) is type(second.pair.few) and type(first.pair.many) is type(second.pair.many)
-    dense = {name for name in measured.many_microseconds if product_named(name).holds_dense}
-    assert dense in (set(), {measured.few}) and (not dense or first.pair.many is first.pair.few)
+    all_of_one_row = {"int4pack", "int4decoded", "int8pack", "int8decoded", "dequantize"}  # a group is a row here
+    assert set(measured.microseconds[0]) == all_of_one_row and len(measured.microseconds) == len(ROWS)
+    best = [min(times, key=times.get) for times in measured.microseconds]
+    assert measured.taken[0] == best[0] and measured.since[0] == 1 and list(measured.since) == sorted(measured.since)
+    assert [name for i, name in enumerate(best) if i == 0 or name != best[i - 1]] == list(measured.taken)
+    words = {name: product_named(name).reads or name for name in all_of_one_row}
+    assert all(words[name] == words[best[0]] for times in measured.microseconds[1:] for name in times)
+    assert str(first.by_rows) == str(second.by_rows)
+    assert sum(one.n_bytes for one in first.by_rows.products[:1]) == first.n_bytes
+
+
+def test_products_of_the_same_words_hold_them_once():
+    core = core_of(quantize_matrix(draw(64, 128), method="rtn", bits=4, group=64))
+    first, second = (product_named(name).prepare(core, torch.bfloat16, CPU) for name in ("int4pack", "int4decoded"))
+    assert second.packed is first
+
+
+def test_products_by_rows():
+    found = ByRows(("a", "b", "c"), (1, 7, 65))
+    assert [found.at(rows) for rows in (1, 6, 7, 64, 65, 1000)] == ["a", "a", "b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (4, 64), (8, 96)])
+def test_words_decode_as_their_plain_twin(bits, group):
+    recipe = Recipe(weights=Target(Integer(bits=bits, group=group, convention="real-zero")))
+    core = core_of(quantize_matrix(draw(100, 200), recipe=recipe))
+    packed = product_named("int4pack").prepare(core, torch.bfloat16, CPU)
+    decoded = product_named("int4decoded").prepare(core, torch.bfloat16, CPU)
+    every = decoded(torch.eye(200, dtype=torch.bfloat16)).T  # one product each: exactly the weights
+    found, (q, z) = core.affine.grouped(256), core.affine.grouped(256).raised
+    s, z = (found.expanded(x.to(torch.bfloat16)).float() for x in (found.scale, z))
+    if bits > 4:
+        high = found.expanded((16 * found.scale).to(torch.bfloat16)).float()
+        wanted = ((q >> 4) - 8) * high + z + ((q & 15) - 8) * s
+    else:
+        wanted = (q - 8) * s + z
+    assert torch.equal(every, wanted.to(torch.bfloat16)) and packed.planes == 1 + (bits > 4)
+
+
+def test_words_are_decoded_by_many_threads_and_in_pieces(monkeypatch):
+    core = core_of(quantize_matrix(draw(300, 96), method="rtn", bits=4, group=32))
+    decoded, x = product_named("int4decoded").prepare(core, torch.bfloat16, CPU), draw(9, 96, seed=1).to(torch.bfloat16)
+    whole = decoded(x)
+    monkeypatch.setattr("suite.runtime.packed_integers._AT_ONCE", 2 * 64 * 96)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(decoded(x), whole)
 
 
 def test_exact_choosers_take_products_that_round_nothing():
     chooser = Chooser(exact=True)
     PackedLinear(quantize_matrix(draw(64, 128), method="rtn", bits=4), None, chooser.prepare, CPU)
     (measured,) = chooser.measured.values()
-    assert set(measured.few_microseconds) == {"dense", "dequantize"}
+    assert set(measured.microseconds[0]) == {"dequantize"}  # "dense" is for those who ask for it
 
 
 def test_what_a_product_does_not_compute_is_dequantized_and_said():
@@ -237,7 +280,7 @@ def test_what_a_product_does_not_compute_is_dequantized_and_said():
 
 
 def test_unknown_products_are_refused():
-    with pytest.raises(ValueError, match="product 'int5pack': expected one of int4pack, int8pack"):
+    with pytest.raises(ValueError, match="product 'int5pack': expected one of int4pack, int4decoded, int8pack"):
         Chooser("int5pack")
     assert len({product.name for product in PRODUCTS}) == len(PRODUCTS)
 
@@ -286,7 +329,8 @@ def test_the_runtime_never_holds_weights_dense_unless_asked(packed_llama):
     )
     # bfloat16 outside the layers: head, norms; in them 4 bits, and two bfloat16 for each group of 32
     weights = 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96)
-    assert runtime.token_bytes == 2 * tiny.VOCABULARY * 64 + 2 * 7 * 64 + weights // 2 + 4 * weights // 32
+    filled = 3 * (4 * 64 * 64 + 2 * 128 * 64 + 64 * 96)  # words are of 64 outputs each
+    assert runtime.token_bytes == 2 * tiny.VOCABULARY * 64 + 2 * 7 * 64 + filled // 2 + 4 * filled // 32
     dense = packed_runtime(packed, chooser_for(packed, "dense"))
     assert dense.token_bytes == 2 * tiny.VOCABULARY * 64 + 2 * 7 * 64 + 2 * weights
 

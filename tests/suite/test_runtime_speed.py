@@ -44,7 +44,7 @@ def test_a_spread_is_a_median_between_quartiles():
 
 def test_the_crossing_is_where_two_straight_lines_meet():
     first, second = (2.0, 2.0 + 127 * 3), (50.0, 50.0 + 127 * 1)  # 2 + 3 (n - 1) and 50 + (n - 1) meet at n = 25
-    assert _crossing(first, second) == 25
+    assert _crossing((1, 128), first, second) == 25
 
 
 def test_a_token_reads_weights_and_the_cache(root):
@@ -103,7 +103,7 @@ def test_stores_from_before_there_was_a_runtime_are_read_and_written(root, row, 
 
 def test_a_row_says_what_was_taken(row):
     found = json.loads(row.products)
-    assert found == {"taken": [{"few": "Int4Pack", "many": "Int4Pack", "layers": 21}], "measured": []}
+    assert found == {"taken": [{"products": "Int4Pack", "layers": 21}], "measured": []}
     assert (row.device, row.product, row.prompt, row.tokens, row.rounds) == ("cpu", "int4pack", 8, 4, 2)
     assert json.loads(row.fallbacks) == [] and row.base_token_bytes > 2 * row.token_bytes
 
