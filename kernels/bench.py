@@ -5,8 +5,8 @@ of its data after another - so many that no cache holds them -, and then replaye
 round. What is reported is the median of a call and its quartiles. So all see the same clocks and temperatures, launches
 cost what they cost in a served model, and weights, caches and whatever else is transformed come from memory.
 
-A budget of seconds is kept: shapes that targets are about come first, tuning ends when a shape has used half of its
-share, and what is left undone at the end is said to be so.
+A budget of seconds is kept: shapes that decide targets come first, tuning ends when a shape has used half of its share,
+and what is left undone at the end is said to be so.
 """
 
 import random
@@ -24,7 +24,7 @@ from kernels.contender import Absent, Contender, Rival
 from kernels.kernel import Kernel
 from kernels.peers import PEERS
 from kernels.results import Absence, Agreement, Results, Shape, Task, Timing
-from kernels.targets import large, targeted
+from kernels.targets import TARGETS, large, targeted
 from kernels.tuning import Entry, Machine, contender, rotated
 from kernels.yardsticks import YARDSTICKS
 
@@ -111,15 +111,26 @@ def measure(
 
 
 def planned(kernels: Sequence[Kernel]) -> list[tuple[Shape | Task, list[Entry]]]:
-    """The shapes with what is timed at each: those of targets first, then in the order of the rows."""
-    found: dict[Shape | Task, list[Entry]] = {}
+    """The shapes with what is timed at each: those first that decide most targets for what is timed there.
+
+    Where there is no target, they are in the order of the rows; and at a shape, the first types of activations precede
+    the others.
+    """
+    found: dict[Shape | Task, list[tuple[int, Entry]]] = {}
     for kernel in kernels:
         for size in kernel.bench:
             for nth, (dtype, inputs) in enumerate(variants(kernel)):
                 entry = Entry(kernel=kernel, size=size, dtype=dtype, inputs=inputs)
                 if nth == 0 or targeted(entry.shape):
-                    found.setdefault(entry.shape, []).append(entry)
-    return sorted(found.items(), key=lambda item: not targeted(item[0]))
+                    found.setdefault(entry.shape, []).append((nth, entry))
+    plan = [(shape, [entry for _, entry in sorted(those, key=lambda one: one[0])]) for shape, those in found.items()]
+    return sorted(plan, key=lambda item: -_decided(*item))
+
+
+def _decided(shape: Shape | Task, entries: Sequence[Entry]) -> float:
+    """Targets that are decided at a shape, for each entry there."""
+    names = {entry.kernel.name for entry in entries}
+    return sum(target.kernel in names and target.means(shape) for target in TARGETS) / len(entries)
 
 
 def _weight(shape: Shape | Task, entries: Sequence[Entry]) -> int:

@@ -28,6 +28,9 @@ def test_every_row_of_the_table_is_timed_at_every_size_of_its_bench():
 def test_shapes_of_targets_come_first():
     first = [targeted(shape) for shape, _ in PLAN]
     assert first == sorted(first, reverse=True) and 0 < sum(first) < len(first)
+    places = [str(shape) for shape, _ in PLAN]
+    # one target for each of three entries, against one for each of ten
+    assert places.index("decode 28672 x 8192") < places.index("16 x 28672 x 8192")
     assert {entry.operation for shape, entries in PLAN if targeted(shape) for entry in entries} >= {
         "product", "attention", "hadamard", "norm", "sum-norm", "decode"}  # fmt: skip
 
@@ -44,6 +47,12 @@ def test_every_target_is_of_a_row_that_is_timed_at_such_shapes_beside_the_other(
         assert target.against in beside | {entry.kernel.name for entry in entries} and large(shape)
         assert target.dtype is None or target.dtype in {entry.dtype for entry in entries}
     assert target.source
+
+
+def test_first_types_of_activations_come_before_others():
+    for _, entries in PLAN:
+        others = [entry.dtype == "bfloat16" for entry in entries]
+        assert others == sorted(others)
 
 
 def pair(wrong=0.0, forgotten=False, **how):
