@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from suite.activations import quantize_activations
+from suite.adaptation.straight_through import straight_through
 from suite.cache import keep
 from suite.environment import code_version, environment_key
 from suite.grids import Integer, OutputSearch, ShrinkSearch
@@ -200,11 +201,6 @@ class Network:
             return (seen[1], *arguments[1:])
 
         return hook
-
-
-def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """The values of `rounded`, with the gradient of `x` (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
-    return rounded + (x - x.detach())
 
 
 def through_ranges(x: torch.Tensor, rounded: torch.Tensor, grid: Grid) -> torch.Tensor:

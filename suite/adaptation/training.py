@@ -1,17 +1,22 @@
-"""The training loop: AdamW, linear warm-up and cosine decay, gradient clipping, checkpoints, exact resume.
+"""The training loop: warm-up and cosine decay, accumulated gradients, checkpoints, exact resume.
 
 The one loop of the project. What is learned is the caller's: `train` asks for the loss of a micro-batch, and a
-micro-batch's data follows from its number alone, so a run that was killed and started again continues bit for bit.
+micro-batch's data follows from its number alone, so a run that was killed and started again continues bit for bit. How
+parameters descend is an `Update`'s: by backpropagation and AdamW here, by forward passes alone in
+`suite.adaptation.zeroth_order`.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+Loss = Callable[[int], torch.Tensor]  # of a micro-batch, by its number: a scalar in nats
 
 
 class DivergedError(RuntimeError):
@@ -28,8 +33,8 @@ class DivergedError(RuntimeError):
 class Schedule:
     """How long and how fast: `steps` updates, a learning `rate` at its peak, `warmup` as a share of the steps.
 
-    An update is the mean gradient of `accumulate` micro-batches. In two phases (BitNet b1.58) the share `second_from`
-    of the steps and all after it have another peak rate and weight decay, on the same cosine.
+    An update takes the mean of `accumulate` micro-batches. In two phases (BitNet b1.58) the share `second_from` of the
+    steps and all after it have another peak rate and weight decay, on the same cosine.
     """
 
     steps: int
@@ -72,72 +77,109 @@ class Schedule:
         return step >= self.second_from * self.steps
 
 
+class Update(Protocol):
+    """How parameters descend: something with a state that a checkpoint keeps."""
+
+    def gradient(self, loss_of: Loss, parts: Sequence[int]) -> tuple[float, bool]:
+        """Find the gradient of the mean loss of micro-batches; the loss in nats, and whether all of it is finite."""
+
+    def descend(self, rate: float, decay: float) -> None:
+        """Move along the gradient that was found."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next update depends on beside the parameters."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class AdamW:
+    """Backpropagation, gradient clipping and AdamW (Loshchilov, Hutter 2019, arXiv:1711.05101).
+
+    `decays` says which parameters weight decay is for, by name, and `pace` by what a parameter's rate is multiplied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        *,
+        decays: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim >= 2,
+        pace: Callable[[str], float] = lambda name: 1.0,
+    ):
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((not decays(name, parameter), pace(name)), []).append(parameter)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": groups[key], "decays": not key[0], "pace": key[1]} for key in sorted(groups)],
+            lr=schedule.rate, betas=schedule.betas,
+        )  # fmt: skip
+        self._parameters = [parameter for key in sorted(groups) for parameter in groups[key]]
+        self._schedule = schedule
+        self.state_dict, self.load_state_dict = self._optimizer.state_dict, self._optimizer.load_state_dict
+
+    def gradient(self, loss_of: Loss, parts: Sequence[int]) -> tuple[float, bool]:
+        """Backpropagate through every micro-batch, and clip."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_nats = 0.0
+        for part in parts:
+            with torch.autocast(self._parameters[0].device.type, torch.bfloat16, enabled=self._schedule.autocast):
+                loss = loss_of(part) / len(parts)
+            loss.backward()
+            loss_nats += float(loss.detach())
+        size = nn.utils.clip_grad_norm_(self._parameters, self._schedule.clip)
+        return loss_nats, bool(torch.isfinite(size))
+
+    def descend(self, rate: float, decay: float) -> None:
+        """One step of AdamW."""
+        for group in self._optimizer.param_groups:
+            group["lr"], group["weight_decay"] = rate * group["pace"], decay if group["decays"] else 0.0
+        self._optimizer.step()
+
+
 def train(
     model: nn.Module,
-    loss_of: Callable[[int], torch.Tensor],
+    loss_of: Loss,
     schedule: Schedule,
     *,
+    update: Update | None = None,
     checkpoint: Path | None = None,
     every: int = 200,
-    decays: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim >= 2,
-    pace: Callable[[str], float] = lambda name: 1.0,
     after: Callable[[int, float], None] = lambda step, loss_nats: None,
 ) -> None:
-    """Minimize the mean of `loss_of` over the parameters of `model`, in place.
+    """Minimize the mean of `loss_of` over the parameters of `model`, in place, by `update` (`AdamW` by default).
 
     Update number `step` (from 0) takes the micro-batches `step * accumulate` and following. `checkpoint` names a file
-    that is written every `every` updates and taken up again where it exists. `decays` says which parameters weight
-    decay is for, by name, and `pace` by what a parameter's rate is multiplied. `after` is called with each finished
+    that is written every `every` updates and taken up again where it exists. `after` is called with each finished
     update's number, counted from 1, and its loss in nats. Raises `DivergedError` before an update that would spoil the
     model.
     """
-    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(_groups(learned, decays, pace), lr=schedule.rate, betas=schedule.betas)
-    first = _resume(checkpoint, model, optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    device = parameters[0].device.type
+    update = AdamW(model, schedule) if update is None else update
+    first = _resume(checkpoint, model, update)
     model.train()
     for step in range(first, schedule.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step) * group["pace"]
-            group["weight_decay"] = schedule.decay_at(step) if group["decays"] else 0.0
-        optimizer.zero_grad(set_to_none=True)
-        loss_nats = 0.0
-        for part in range(step * schedule.accumulate, (step + 1) * schedule.accumulate):
-            with torch.autocast(device, torch.bfloat16, enabled=schedule.autocast):
-                loss = loss_of(part) / schedule.accumulate
-            loss.backward()
-            loss_nats += float(loss.detach())
-        size = nn.utils.clip_grad_norm_(parameters, schedule.clip)
-        if not (math.isfinite(loss_nats) and bool(torch.isfinite(size))):
+        parts = range(step * schedule.accumulate, (step + 1) * schedule.accumulate)
+        loss_nats, finite = update.gradient(loss_of, parts)
+        if not (finite and math.isfinite(loss_nats)):
             raise DivergedError(step + 1, loss_nats, checkpoint if checkpoint and checkpoint.exists() else None)
-        optimizer.step()
+        update.descend(schedule.rate_at(step), schedule.decay_at(step))
         after(step + 1, loss_nats)
         if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            _save(checkpoint, model, optimizer, step + 1)
+            _save(checkpoint, model, update, step + 1)
     model.eval()
 
 
-def _groups(
-    learned: dict[str, nn.Parameter], decays: Callable[[str, nn.Parameter], bool], pace: Callable[[str], float]
-) -> list[dict]:
-    """The optimizer's groups: parameters that share whether they decay and how fast they go, in a fixed order."""
-    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in learned.items():
-        found.setdefault((not decays(name, parameter), pace(name)), []).append(parameter)
-    return [{"params": found[key], "decays": not key[0], "pace": key[1]} for key in sorted(found)]
-
-
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, model: nn.Module, update: Update, step: int) -> None:
     beside = path.with_suffix(".new")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, beside)
+    torch.save({"step": step, "model": model.state_dict(), "update": update.state_dict()}, beside)
     os.replace(beside, path)
 
 
-def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path | None, model: nn.Module, update: Update) -> int:
     if path is None or not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    update.load_state_dict(state["update"])
     return int(state["step"])

@@ -312,6 +312,11 @@ class FittedInteger:
     def _lowest(self) -> int:
         return 1 if self.grid.convention == "narrow" else 0
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest code."""
+        return float(self._lowest), float(self.n_codes - 1)
+
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (out, k) of the two levels around `x`; outside the range both are the last level."""
         scale, zero = self._affine(columns)

@@ -251,6 +251,11 @@ class FittedScaled:
         """The values nearest to `x` (out, in) alone: what `snap` gives second, but for the sign of 0."""
         return self.element.round(x * self.layout.expand(self.inverse)).mul_(self.layout.expand(self.scale))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest level that is ever chosen."""
+        return self.element.lowest, max(level for level in self.element.levels if math.isfinite(level))
+
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (out, k) of the two levels around `x`; outside the range both are the last level."""
         levels, codes = _ascending(self.element, x.dtype)

@@ -1,0 +1,54 @@
+"""Oscillation: weights that training throws back and forth across a threshold, and scales whose gradients disagree.
+
+A latent weight near a threshold is pushed to it from both sides by straight-through gradients, and its code flips with
+every few updates (Nagel, Fournarakis, Bondarenko, Blankevoort 2022, "Overcoming Oscillations in Quantization-Aware
+Training", arXiv:2203.11086, section 2.2). Gradients of a scale that change sign from one update to the next say the
+same of the scale (Jiang et al. 2024, "Gradient-Adaptive Quantization-Aware Training", arXiv:2412.05551, section 3.3).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Flips:
+    """Follows a tensor of codes from update to update. A turn is a change against the direction of the one before it.
+
+    `last` codes, the `direction` of each one's last change (0 for none yet), and the update of its last turn.
+    """
+
+    last: torch.Tensor
+    direction: torch.Tensor
+    turned: torch.Tensor
+    step: int = 0
+
+    @classmethod
+    def of(cls, codes: torch.Tensor) -> "Flips":
+        """Nothing has changed yet."""
+        never = torch.full(codes.shape, -(1 << 30), dtype=torch.int32)
+        return cls(codes.to(torch.int16), torch.zeros(codes.shape, dtype=torch.int8), never)
+
+    def see(self, codes: torch.Tensor) -> None:
+        """The codes after one more update; `ValueError` for codes of another shape."""
+        if codes.shape != self.last.shape:
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {tuple(self.last.shape)}")
+        self.step += 1
+        change = (codes.to(torch.int16) - self.last).sign().to(torch.int8)
+        self.turned[change * self.direction < 0] = self.step
+        self.direction = torch.where(change == 0, self.direction, change)
+        self.last = codes.to(torch.int16)
+
+    def share(self, window: int) -> float:
+        """The share of codes that turned within the last `window` updates."""
+        return float((self.step - self.turned < window).float().mean())
+
+
+def sign_disorder(gradients: torch.Tensor) -> torch.Tensor:
+    """Of gradients (updates, n): the share (n,) of successive pairs whose signs differ, neither being 0.
+
+    Raises `ValueError` for fewer than two updates.
+    """
+    if gradients.shape[0] < 2:
+        raise ValueError(f"gradients of {gradients.shape[0]} updates: expected at least 2")
+    return (gradients[1:] * gradients[:-1] < 0).double().mean(0)
