@@ -8,6 +8,7 @@ representable in their own format, and what these give in float64 is their refer
 from kernels.contender import Rival
 from kernels.peers.attention import flashinfer, sdpa
 from kernels.peers.coding import dfloat11_decode, dfloat11_product
+from kernels.peers.packing import bitsandbytes_pack
 from kernels.peers.products import aten, bitsandbytes, gemlite, humming, int_mm, scaled_mm
 from kernels.peers.transforms import fast_hadamard
 
@@ -15,6 +16,7 @@ _FOUR_BITS = ("w4a16-gemv", "w4a16-gemm")
 PEERS: tuple[Rival, ...] = (
     Rival(name="aten int4", build=aten, beside=_FOUR_BITS),
     Rival(name="bitsandbytes nf4", build=bitsandbytes, beside=("nf4a16-gemv", "nf4a16-gemm")),
+    Rival(name="bitsandbytes pack", build=bitsandbytes_pack, beside=("pack-nf4",)),
     Rival(name="int_mm", build=int_mm, beside=("w8a8-gemv", "w8a8-gemm")),
     Rival(name="scaled_mm", build=scaled_mm, beside=("w8a8-e4m3-gemv", "w8a8-e4m3-gemm")),
     Rival(name="sdpa", build=sdpa, beside=("attention",)),

@@ -14,7 +14,7 @@ from kernels.coded_product.rows import Matrix
 from kernels.contender import Absent
 from kernels.fast_hadamard.rows import Rows
 from kernels.hadamard import hadamard
-from kernels.peers import attention, coding, products, transforms
+from kernels.peers import attention, coding, packing, products, transforms
 from kernels.results import Shape
 
 
@@ -26,6 +26,15 @@ def test_bitsandbytes_is_called_as_it_wants_to_be():
     made = products.bitsandbytes(Shape(1, 64, 128), 0, "cpu", 10_000)
     assert len(made.calls) == 3 and made.bytes_moved == 64 * 64 + 4 * 128 + 256 + 128 and made.bytes_written == 128
     assert error(made) < 1
+
+
+def test_bitsandbytes_packs_to_the_nearest_level():
+    made = packing.bitsandbytes_pack(Matrix(24, 128), 0, "cpu", 10_000)
+    assert len(made.calls) == 2 and made.bytes_written == 24 * 64 + 4 * 48 and made.bytes_moved == 24 * 320 + 4 * 48
+    packed, scale = made.calls[1]()
+    assert 0.9 < made.excess((packed, scale), made.reference, made.tolerance) <= 1
+    swapped = packed << 4 | packed >> 4
+    assert made.excess((swapped, scale), made.reference, made.tolerance) > 2
 
 
 def test_operations_of_aten_are_there_with_the_arguments_they_are_called_with():
