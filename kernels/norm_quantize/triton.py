@@ -48,42 +48,46 @@ def quantize(
     WHOLE: tl.constexpr,
 ):
     """See the module's docstring."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0) * ROWS
+    start = first.to(tl.int64) * n
+    r = tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     within = (k < n) | WHOLE
-    inside = (row < rows)[:, None] & within[None, :]
-    at = row.to(tl.int64)[:, None] * n + k[None, :]
-    h = tl.load(x + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    inside = (r < rows - first)[:, None] & within[None, :]
+    at = r[:, None] * n + k[None, :]
+    h = tl.load(x + start + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if residual is not None:
-        other = tl.load(residual + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        other = tl.load(residual + start + at, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
         rounded = rounding.to_type(h + other, x.dtype.element_ty)
-        tl.store(summed + at, rounded, mask=inside)
+        tl.store(summed + start + at, rounded, mask=inside)
         h = rounded.to(tl.float32)
+    if gain is not None:
+        g = tl.load(gain + tl.zeros_like(r)[:, None] + k[None, :], mask=inside, other=0.0)
+    if eps is not None:
+        squares = tl.sum(h * h, 1)
     u = h
     if gain is not None:
-        g = tl.load(gain + tl.zeros_like(row)[:, None] + k[None, :], mask=inside, other=0.0)
         u = rounding.times(h, g.to(tl.float32))
     # as integers, magnitudes are in the order of their values, infinity is above them, and NaN above that
     top = tl.max(u.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1).to(tl.float32, bitcast=True)
     finite = top < float("inf")
     if eps is not None:
-        squares = tl.sum(h * h, 1)
         finite = finite & (squares < float("inf"))
     s, by = rounding.scale_of(tl.where(finite, top, float("nan")), LARGEST, SMALLEST)
     if eps is not None:
         mean = tl.div_rn(tl.where(finite, squares, 0.0), tl.full([ROWS], 1.0, tl.float32) * count)
         s = tl.div_rn(s, tl.sqrt_rn(mean + eps))
-    tl.store(scale + row, s, mask=row < rows)
+    tl.store(scale + first + r, s, mask=r < rows - first)
     v = rounding.times(tl.where(finite[:, None], u, 0.0), by[:, None])
     if FORMAT == "e4m3":
-        tl.store(codes + at, rounding.e4m3(v), mask=inside)
+        tl.store(codes + start + at, rounding.e4m3(v), mask=inside)
     elif FORMAT == "int8":
-        tl.store(codes + at, rounding.nearest_integer(v).to(tl.int8), mask=inside)
+        tl.store(codes + start + at, rounding.nearest_integer(v).to(tl.int8), mask=inside)
     else:
         half = tl.arange(0, BLOCK // 2)
-        there = (row < rows)[:, None] & ((half < n // 2) | WHOLE)[None, :]
-        spot = row.to(tl.int64)[:, None] * (n // 2) + half[None, :]
-        tl.store(codes + spot, rounding.two_in_a_byte(v), mask=there)
+        there = (r < rows - first)[:, None] & ((half < n // 2) | WHOLE)[None, :]
+        spot = r[:, None] * (n // 2) + half[None, :]
+        tl.store(codes + start // 2 + spot, rounding.two_in_a_byte(v), mask=there)
 
 
 def plan(
