@@ -21,8 +21,8 @@ from reports.kernels import Row, ShapeTable
 
 _CAPTION = (
     "Time of a call over the rows of activations that it multiplies, a panel for each kernel and its weights. Dotted: "
-    "the roofline, what it must move over the best bandwidth of the run. Grey: the dense product in bfloat16, and "
-    "thin lines are peers."
+    "the roofline, what it must move over the best bandwidth of copies and reads; arithmetic, which decides with many "
+    "rows, is not in it. Grey: the dense product in bfloat16, and thin lines are peers."
 )
 _PANELS = 4
 

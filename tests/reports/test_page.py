@@ -36,6 +36,17 @@ def test_every_record_and_its_command_appear(html):
     assert html.count("0.9+old") == 1
 
 
+def test_tokens_per_second_have_a_column_where_there_are_any(tmp_path):
+    found = [record(tokens_per_second=123.4), record(cell="b", recipe="Rtn(bits=4)", bits=4)]
+    html = render(draw(read(fill(tmp_path / "s.db", found))[0]), beside=["kernels.html"])
+    row, heading = "<td>123.4</td><td>1.5</td>", '<th scope="col">tokens per second</th>'
+    assert html.count(heading) == html.count(row) == html.count("<td>–</td><td>1.5</td>") == 1
+    assert 'href="kernels.html#models"' in html
+    refers_to_itself(parsed(html), others=("kernels.html", "kernels.html#models"))
+    untimed = render(draw(read(fill(tmp_path / "t.db", [record()]))[0]), beside=["kernels.html"])
+    assert heading not in untimed and "#models" not in untimed
+
+
 def test_reasons_and_fallbacks_are_told_as_text(html):
     assert SPECIAL not in html
     assert "group of 48 &lt; 64 &amp; &#34;short&#34; &lt;b&gt;bold&lt;/b&gt;" in html
