@@ -1,7 +1,7 @@
 """Keys and values rounded and packed for `kernels.cache_attention`: keys by channel, values by token.
 
-A program has 32 tokens of a head, all their channels, and reads them once; groups of more tokens are read twice, and
-found in the cache the second time. Pieces of a token's channels meet in its words without leaving their threads.
+A program has 32 tokens of a head, 64 of values, all their channels, and reads them once; groups of more keys are read
+twice, and found in the cache the second time. Pieces of a token's channels meet in words without leaving their threads.
 
 Codes and scales are those of `cache_attention.pack`, which rounds differences of float16 numbers in float64: of up to
 40 bits, they have no place in float32. What decides is kept all the same. A difference is rounded to 24 bits to odd:
@@ -17,12 +17,14 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cache_attention.packing import HEAD_DIMS, PART, TILE, WIDTHS
+from kernels.cache_attention.packing import PART, TILE, WIDTHS
 from kernels.inputs import require, require_multiple
 from kernels.launch import Launch
-from kernels.norm_quantize.rounding import nearest_integer
 from kernels.quantize_pack.integers import inverse_of, quotient
 from kernels.quantize_pack.triton import INTERPRETED, ordered
+from kernels.rounding import nearest_integer
+
+HEADS = (64, 128)  # channels that pieces divide into powers of two
 
 
 @triton.jit
@@ -197,26 +199,27 @@ def plan(x: torch.Tensor, what: str, bits: int, group: int = 32, capacity: int |
     capacity = -(-(length if capacity is None else capacity) // TILE) * TILE
     if not x.numel() or capacity < length:
         raise ValueError(f"{what} has shape {tuple(x.shape)}, expected 1 to {capacity} tokens, the capacity")
-    if bits not in WIDTHS or width not in HEAD_DIMS:
-        raise ValueError(f"heads of {width} channels in {bits} bits, expected one of {HEAD_DIMS} in one of {WIDTHS}")
+    if bits not in WIDTHS or width not in HEADS:
+        raise ValueError(f"heads of {width} channels in {bits} bits, expected one of {HEADS} in one of {WIDTHS}")
     by_key = what == "keys"
     require_multiple("group", group, PART if by_key else 16)
     require_multiple("capacity" if by_key else "channels", capacity if by_key else width, group)
     shape = (batch, heads, capacity // group, width) if by_key else (
         batch, heads, capacity // TILE, width // group, TILE)  # fmt: skip
+    tokens = PART if by_key else 2 * PART
     words = x.new_empty((batch, heads, capacity, width * bits // 16), dtype=torch.int16)
     scale, least = x.new_empty(shape), x.new_empty(shape)
     return Launch(
         function=quantize_tokens,
-        grid=(batch * heads, capacity // (group if by_key else PART)),
+        grid=(batch * heads, capacity // (group if by_key else tokens)),
         arguments={
             "x": x, "words": words, "scale": scale, "least": least, "length": length, "capacity": capacity,
         },
         constants={
-            "KEYS": by_key, "BITS": bits, "D": width, "GROUP": group, "TOKENS": PART, "TILE": TILE,
+            "KEYS": by_key, "BITS": bits, "D": width, "GROUP": group, "TOKENS": tokens, "TILE": TILE,
         },
-        output=(words, scale, least), loop_bytes=2 * PART * width, loop_weights=PART * width,
-        num_warps=1 if by_key else width * bits // 128,  # 16 bytes of a piece in a thread; a channel in few threads
+        output=(words, scale, least), loop_bytes=2 * tokens * width, loop_weights=tokens * width,
+        num_warps=1 if by_key else width * bits // 64,  # 16 bytes of a piece in a thread; a channel in few threads
         max_registers=255,
     )  # fmt: skip
 

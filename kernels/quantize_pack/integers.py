@@ -16,8 +16,8 @@ import triton.language as tl
 
 from kernels.integer_product.packing import WIDTHS, IntegerWeights, layout_of
 from kernels.launch import Launch
-from kernels.norm_quantize.rounding import nearest_integer
 from kernels.quantize_pack import triton as shared
+from kernels.rounding import nearest_integer
 
 CONVENTIONS = ("asymmetric", "real-zero", "full-range", "narrow", "span", "signed-max")
 WITH_ZERO = CONVENTIONS[:2]
@@ -118,7 +118,7 @@ def encode(
     return code
 
 
-def plan(W: torch.Tensor, *, bits: int, group: int | None = None, convention: str = "asymmetric") -> Launch:
+def plan(W: torch.Tensor, bits: int, group: int | None = None, convention: str = "asymmetric") -> Launch:
     """The launch of `quantize_integers`: it fills words, scales and, where there are any, zero points."""
     if bits not in WIDTHS:
         raise ValueError(f"weights of {bits} bits, expected one of {WIDTHS}")

@@ -6,10 +6,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kernels.float_product.formats import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat
 from kernels.kernel import Kernel
 from kernels.launch import Launch
-from kernels.quantize_pack import cache, integers
-from kernels.quantize_pack.reference import integers_reference, tokens_reference
+from kernels.quantize_pack import cache, floats, integers, tables, ternary
+from kernels.quantize_pack.reference import (
+    floats_reference,
+    integers_reference,
+    table_reference,
+    ternary_reference,
+    tokens_reference,
+)
+from kernels.table_product.packing import NF4
 
 
 class Matrix(NamedTuple):
@@ -28,15 +36,18 @@ class Matrix(NamedTuple):
         return 8 * self.outputs * self.inputs
 
 
+How = Callable[[torch.Tensor, int | None], tuple[Any, ...]]  # what a plan takes beside W, for W and a group
+
+
 def inputs(
-    size: Matrix, seed: int, device: str = "cpu", *, how: tuple[Any, ...], dtype: torch.dtype = torch.float16
+    size: Matrix, seed: int, device: str = "cpu", *, how: How, dtype: torch.dtype = torch.float16
 ) -> tuple[Any, ...]:
     """Gaussian weights of variance 1 / inputs, a few of them ten times as large."""
     draw = torch.Generator(device).manual_seed(seed)
     shape = (size.outputs, size.inputs)
     rare = torch.rand(shape, generator=draw, device=device) < 1 / 256
-    W = torch.randn(shape, generator=draw, device=device) * torch.where(rare, 10, 1) * size.inputs**-0.5
-    return (W.to(dtype), None if size.group >= size.inputs else size.group, *how)
+    W = (torch.randn(shape, generator=draw, device=device) * torch.where(rare, 10, 1) * size.inputs**-0.5).to(dtype)
+    return (W, *how(W, None if size.group >= size.inputs else size.group))
 
 
 def excess(result: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...], tolerance: float) -> float:
@@ -52,16 +63,6 @@ def _run(*arguments: Any, plan: Callable[..., Launch]) -> tuple[torch.Tensor, ..
     return plan(*arguments).run()
 
 
-def integer_plan(W: torch.Tensor, group: int | None, bits: int, convention: str) -> Launch:
-    """`integers.plan` by position."""
-    return integers.plan(W, bits=bits, group=group, convention=convention)
-
-
-def integer_reference(W: torch.Tensor, group: int | None, bits: int, convention: str) -> tuple[torch.Tensor, ...]:
-    """`integers_reference` by position."""
-    return integers_reference(W, bits, group, convention)
-
-
 # one output, ragged ones, short last groups and tiles; groups in a tile, beyond it and across; a scale for an output
 FEW = (Matrix(65, 320, 64), Matrix(7, 387, 128), Matrix(1, 200, 200))
 CHECK = (*FEW, Matrix(9, 700, 256), Matrix(3, 300, 96), Matrix(64, 256, 128))
@@ -70,13 +71,49 @@ COMPILE = (Matrix(256, 1024), Matrix(256, 1024, 1024))
 
 
 def _row(
-    name: str, plan: Callable[..., Launch], reference: Callable[..., Any], *how: Any, check: tuple[Matrix, ...] = FEW
+    name: str,
+    plan: Callable[..., Launch],
+    reference: Callable[..., Any],
+    how: How,
+    *,
+    check: tuple[Matrix, ...] = FEW,
+    group: int | None = None,
 ) -> Kernel:
+    """With `group`, all sizes have it: 0 is one scale for an output, or for the matrix."""
+    every = ((size if group is None else size._replace(group=group or size.inputs) for size in sizes)
+             for sizes in (check, BENCH, COMPILE if group is None else COMPILE[:1]))  # fmt: skip
+    checked, bench, compiled = map(tuple, every)
     return Kernel(
         name=name, reference=reference, kernel=partial(_run, plan=plan), plan=plan, inputs=partial(inputs, how=how),
-        check=check, bench=BENCH, compile=COMPILE, tolerance=0.0, excess=excess,
-        operation="pack",
+        check=checked, bench=bench, compile=compiled, tolerance=0.0, excess=excess, operation="pack",
     )  # fmt: skip
+
+
+def _integers(bits: int, convention: str, check: tuple[Matrix, ...] = FEW) -> Kernel:
+    name = {"full-range": "", "asymmetric": "-zero"}.get(convention, f"-{convention}")
+    return _row(f"pack-int{bits}{name}", integers.plan, integers_reference,
+                lambda W, group: (bits, group, convention), check=check)  # fmt: skip
+
+
+def _table(name: str, scales: torch.dtype) -> Kernel:
+    def how(W: torch.Tensor, group: int | None) -> tuple[Any, ...]:
+        return torch.tensor(NF4, device=W.device), group, scales
+
+    return _row(name, tables.plan, table_reference, how, group=64)
+
+
+def _floats(name: str, format: FloatFormat, scales: str, group: int, block: int = 1) -> Kernel:
+    def how(W: torch.Tensor, group: int | None) -> tuple[Any, ...]:
+        return format, scales, group if floats.SCALES[scales] is None else None, block
+
+    return _row(f"pack-{name}", floats.plan, floats_reference, how, group=group)
+
+
+def _ternary(name: str, per_byte: int) -> Kernel:
+    def how(W: torch.Tensor, group: int | None) -> tuple[Any, ...]:
+        return W.abs().mean(dtype=torch.float32).reshape(1), per_byte
+
+    return _row(f"pack-ternary-{name}", ternary.plan, ternary_reference, how, group=0)
 
 
 class Tokens(NamedTuple):
@@ -119,10 +156,22 @@ def _tokens(what: str, bits: int) -> Kernel:
 
 
 PACK_KERNELS = (
-    *(_row(f"pack-int{bits}", integer_plan, integer_reference, bits, "full-range") for bits in (2, 3, 8)),
-    *(_row(f"pack-int{bits}-zero", integer_plan, integer_reference, bits, "asymmetric") for bits in (2, 3, 8)),
-    _row("pack-int4", integer_plan, integer_reference, 4, "full-range", check=CHECK),
-    _row("pack-int4-zero", integer_plan, integer_reference, 4, "asymmetric", check=CHECK),
-    _row("pack-int4-real-zero", integer_plan, integer_reference, 4, "real-zero"),
+    *(_integers(bits, "full-range") for bits in (2, 3, 8)),
+    *(_integers(bits, "asymmetric") for bits in (2, 3, 8)),
+    _integers(4, "full-range", CHECK),
+    _integers(4, "asymmetric", CHECK),
+    _integers(4, "real-zero"),
+    _table("pack-nf4", torch.float32),
+    _table("pack-nf4-half", torch.float16),
+    _floats("mxfp4", E2M1, "e8m0", 32),
+    _floats("mxfp6-e2m3", E2M3, "e8m0", 32),
+    _floats("mxfp6-e3m2", E3M2, "e8m0", 32),
+    _floats("mxfp8", E4M3, "e8m0", 32),
+    _floats("nvfp4", E2M1, "e4m3", 16),
+    _floats("fp8", E4M3, "float32", 0),
+    _floats("fp8-e5m2", E5M2, "float16", 0),
+    _floats("fp8-block", E4M3, "float32", 128, block=128),
+    _ternary("2bit", 4),
+    _ternary("base3", 5),
     *(_tokens(what, bits) for what in ("keys", "values") for bits in (4, 2)),
 )

@@ -87,7 +87,7 @@ def pack(
         scale=per_group(scale, LAYOUT, inputs, group),
         second=None if second is None else _flat(second, outputs, inputs, group, codes.device),
         table=table.float(),
-        octets=torch.stack([_octets(table.to(dtype)) for dtype in (torch.float16, torch.bfloat16)]),
+        octets=octets_of(table),
         outputs=outputs, inputs=inputs, group=group,
     )  # fmt: skip
 
@@ -127,6 +127,11 @@ def validate(weights: TableWeights) -> None:
     if weights.second is not None:
         size = HEADER + _second_scales(weights.outputs, weights.inputs, weights.group)
         require("second", weights.second, shape=(size,), dtypes=(torch.float32,), device=device)
+
+
+def octets_of(table: torch.Tensor) -> torch.Tensor:
+    """The table (16,) as the kernel takes it, in float16 and in bfloat16: see `TableWeights`."""
+    return torch.stack([_octets(table.to(dtype)) for dtype in (torch.float16, torch.bfloat16)])
 
 
 def _octets(table: torch.Tensor) -> torch.Tensor:
