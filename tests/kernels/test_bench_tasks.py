@@ -12,16 +12,18 @@ from kernels.fast_hadamard.rows import Rows
 from kernels.kernel import Kernel, Size
 from kernels.norm_quantize.rows import Tokens
 from kernels.peers import PEERS
+from kernels.quantize_pack.rows import PACK_KERNELS
 from kernels.results import CLONE, COPY, DENSE, READ, Results, Shape, Task
 from kernels.table import KERNELS, kernel_named
 from kernels.targets import TARGETS, large, targeted
 
-PLAN = bench.planned(KERNELS)
+ROWS = tuple({kernel.name: kernel for kernel in (*KERNELS, *PACK_KERNELS)}.values())
+PLAN = bench.planned(ROWS)
 
 
 def test_every_row_of_the_table_is_timed_at_every_size_of_its_bench():
     found = {(entry.kernel.name, entry.size) for _, entries in PLAN for entry in entries}
-    assert found == {(kernel.name, size) for kernel in KERNELS for size in kernel.bench}
+    assert found == {(kernel.name, size) for kernel in ROWS for size in kernel.bench}
     assert all(entry.shape == shape for shape, entries in PLAN for entry in entries)
 
 
@@ -33,6 +35,10 @@ def test_shapes_of_targets_come_first():
     assert places.index("decode 28672 x 8192") < places.index("16 x 28672 x 8192")
     assert {entry.operation for shape, entries in PLAN if targeted(shape) for entry in entries} >= {
         "product", "attention", "hadamard", "norm", "sum-norm", "decode"}  # fmt: skip
+
+
+def test_every_row_that_is_no_product_has_a_target():
+    assert {kernel.name for kernel in ROWS if kernel.operation} <= {target.kernel for target in TARGETS}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.kernel} {t.against} {t.where}")
