@@ -21,8 +21,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bits", default=None, help="widths, separated by commas; the tier's by default")
     group.addoption("--tier", default="smoke", choices=["smoke", "default", "full"])
     group.addoption("--store", default="bitfrontier.db", help="the result store")
-    group.addoption("--device", default="cpu", choices=["cpu"])
+    group.addoption(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="cuda: from packed weights, by our kernels"
+    )
     group.addoption("--seed", default=None, type=int)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse, in one line, a GPU that is not there."""
+    if config.getoption("--device") != "cpu":
+        from suite.runtime.model import device_named
+
+        try:
+            device_named(config.getoption("--device"))
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -34,6 +47,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from suite.methods import METHODS, method_named
 
     option = metafunc.config.getoption
+    device = option("--device")
+    product = None if device == "cpu" else "kernel"
     tier = TIERS[option("--tier")]
     try:
         names = option("--methods")
@@ -46,7 +61,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cells: list[tuple[Setting, int, Pick]] = []
     for model in option("--models").split(","):
         setting = Setting(model=model, calibration_tokens=tier.calibration_tokens,
-                          evaluation_tokens=tier.evaluation_tokens, command="pytest suite")  # fmt: skip
+                          evaluation_tokens=tier.evaluation_tokens, device=device, product=product,
+                          command="pytest suite")  # fmt: skip
         cells += [(setting, seed, pick) for seed in seeds for pick in wanted]
     ids = [f"{s.model}-{p.method}-{p.bits}bit-seed{seed}" for s, seed, p in cells]
     metafunc.parametrize("bitfrontier_cell", cells, ids=ids)

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from suite.plugin import pytest_generate_tests
 from suite.store import VOLATILE, Store
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +63,21 @@ def test_options_that_make_no_sense_are_a_usage_error(choice, message, llama, tm
     status, outcomes, output = cells(llama, tmp_path / "s.db", *choice)
     assert status not in (0, 1) and not outcomes and message in output
     assert not (tmp_path / "s.db").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_a_usage_error(llama, tmp_path):
+    status, outcomes, output = cells(llama, tmp_path / "s.db", "--methods", "rtn", "--bits", "4", "--device", "cuda")
+    assert status not in (0, 1) and not outcomes and "ERROR: device cuda: there is no GPU that torch can use" in output
+    assert not (tmp_path / "s.db").exists()
+
+
+def test_the_device_reaches_the_cells_with_its_product():
+    options = {"--models": "reference", "--methods": "rtn", "--bits": "4", "--tier": "smoke", "--seed": 0}
+    taken = []
+    for device in ("cpu", "cuda"):
+        config = SimpleNamespace(getoption=(options | {"--device": device}).__getitem__)
+        found = SimpleNamespace(fixturenames=["bitfrontier_cell"], config=config,
+                                parametrize=lambda name, cells, ids: taken.extend(cells))  # fmt: skip
+        pytest_generate_tests(found)
+    assert [(setting.device, setting.product) for setting, *_ in taken] == [("cpu", None), ("cuda", "kernel")]
