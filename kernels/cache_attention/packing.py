@@ -21,7 +21,8 @@ from kernels.inputs import require, require_multiple
 
 TILE = 128  # tokens that the kernel reads at once: a capacity is a multiple of it
 PART = 32  # of them share a scale for sure, so groups of keys are multiples of it
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 80, 96, 112, 128, 256)
+BLOCK = 128  # channels that the kernel takes at once of a token, or all where it has fewer
 WIDTHS = (2, 4)
 
 
@@ -91,10 +92,10 @@ def pack(
         return _checked(Cache(None, None, None, None, None, None, whole[0], whole[1], tokens, None, 16, TILE, width))
     _check_groups(bits, width, capacity, key_group, value_group)
     require_multiple("window", window, key_group)
-    codes, key_scale, key_least = _rounded(_grown(keys, capacity).transpose(2, 3), bits, key_group)
-    key_codes, read_keys = codes.transpose(2, 3), _read(codes, key_scale, key_least).transpose(2, 3)[:, :, :length]
-    value_codes, value_scale, value_least = _rounded(_grown(values, capacity), bits, value_group)
-    read_values = _read(value_codes, value_scale, value_least)[:, :, :length]
+    codes, key_scale, key_least = rounded(_grown(keys, capacity).transpose(2, 3), bits, key_group)
+    key_codes, read_keys = codes.transpose(2, 3), read(codes, key_scale, key_least).transpose(2, 3)[:, :, :length]
+    value_codes, value_scale, value_least = rounded(_grown(values, capacity), bits, value_group)
+    read_values = read(value_codes, value_scale, value_least)[:, :, :length]
     n = torch.arange(length, device=keys.device)
     rounded_keys, rounded_values = tokens // window * window, (tokens - window).clamp(min=0)
     packed = (torch.minimum(rounded_keys, rounded_values) // TILE * TILE).to(torch.int32)
@@ -133,6 +134,11 @@ def validate(cache: Cache) -> None:
             require(name, getattr(cache, name), shape=shape, dtypes=(dtype,), device=device)
 
 
+def run_of(width: int, bits: int) -> int:
+    """Channels that the kernel takes at once of a head of `width`: they lie at the same place of neighboring words."""
+    return min(width, BLOCK) * bits // 16
+
+
 def to_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes (..., D), integers in [0, 2^bits), as int16 words (..., D bits / 16)."""
     pieces = codes.to(torch.int32).unflatten(-1, (16 // bits, -1)).unbind(-2)
@@ -155,11 +161,11 @@ def _check_groups(bits: int, width: int, capacity: int, key_group: int, value_gr
     require_multiple("capacity", capacity, TILE)
     require_multiple("key_group", key_group, PART)
     require_multiple("capacity", capacity, key_group)
-    require_multiple("value_group", value_group, 16)
+    require_multiple("value_group", value_group, run_of(width, bits))
     require_multiple("channels", width, value_group)
 
 
-def _rounded(x: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rounded(x: torch.Tensor, bits: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes of x (..., n) in groups along the last axis, and their scales and least values (..., n / group)."""
     grouped = x.unflatten(-1, (-1, group)).double()
     least = grouped.amin(-1)
@@ -174,7 +180,7 @@ def _grown(x: torch.Tensor, capacity: int) -> torch.Tensor:
     return torch.cat([x, x.new_zeros(*x.shape[:2], capacity - x.shape[2], x.shape[3])], 2)
 
 
-def _read(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+def read(codes: torch.Tensor, scale: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
     """Scale times codes (..., n) plus the least value of each group along the last axis, as float16."""
     shape = scale.shape[-1], codes.shape[-1] // scale.shape[-1]
     exact = codes.unflatten(-1, shape).double() * scale.double()[..., None] + least.double()[..., None]
