@@ -55,8 +55,7 @@ def name(row: SpeedRow) -> str:
 
 def _row(row: SpeedRow) -> tuple[str, ...]:
     bits = "" if row.bits is None else f" {row.bits:g}"
-    taken = [f"{one['few']} for a token, {one['many']} for a prompt ({one['layers']} layers)"
-             for one in json.loads(row.products)["taken"]]  # fmt: skip
+    taken = [f"{one['products']} ({one['layers']} layers)" for one in json.loads(row.products)["taken"]]
     return (
         f"{row.model}, {row.method}{bits}", f"{row.product}: {'; '.join(taken) or 'no layer is packed'}", place(row),
         f"{row.prompt} + {row.tokens}", number(row.decode), _between(row.decode_low, row.decode_high),

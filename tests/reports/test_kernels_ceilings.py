@@ -128,7 +128,7 @@ def test_models_stand_beside_bfloat16_and_the_roofline():
     assert plot.rows[0][plot.header.index("roofline")] == "200" and plot.rows[0][-1] == "bitfrontier speed tiny-packed"
     assert [row[plot.header.index("of the roofline")] for row in plot.rows] == ["0.6", "0.2", "0.6"]
     assert [row[plot.header.index("bfloat16")] for row in plot.rows] == ["60", "60", "–"]
-    assert "Int4Pack for a token, Dense for a prompt (21 layers)" in plot.rows[0][1]
+    assert "auto: Int4Pack, Dense from 32 rows on (21 layers)" in plot.rows[0][1]
     assert svg(plot, "x").startswith("<?xml") and png(plot, dpi=20).startswith(b"\x89PNG")
     assert models_plot(()) is None
 
