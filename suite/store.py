@@ -5,283 +5,35 @@ only ever replaced by rows of the same key, so a run that is started again ends 
 """
 
 import json
-import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, fields
+from contextlib import contextmanager
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-VERSION = 3
-_TRIES = 200  # ten seconds
-_APPLICATION = 0x62667231  # "bfr1": tells our files from other SQLite files
+from suite.rows import (
+    VOLATILE,
+    CodedSize,
+    Histogram,
+    LayerRecord,
+    OutlierRow,
+    Record,
+    SalienceRow,
+    SmoothingRow,
+    Spectrum,
+    SpeedRow,
+    Status,
+    WeightShape,
+)
+from suite.store_file import APPLICATION, VERSION, holds_store, open_to_read, set_write_ahead
 
-Status = Literal["ok", "skipped", "failed"]
-VOLATILE = ("seconds", "peak_mib", "tokens_per_second", "started")  # everything else is reproducible bit for bit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What a cell produced, one field per column of the store; a measurement that does not apply is None.
-
-    Rates (`bpw...`) are bits per weight of the decoder blocks' linear layers. `ppl_se`, `kl_se` and `top1_se` are
-    standard errors of the paired difference to the unquantized model on the same tokens, clustered by source file
-    where there is one, else by row. `kl` is in nats.
-    """
-
-    cell: str
-    code: str
-    env: str
-    status: Status
-    reason: str | None = None
-    model: str
-    model_sha256: str
-    data_sha256: str
-    method: str
-    recipe: str
-    bits: float | None = None
-    bpw: float | None = None
-    bpw_entropy: float | None = None
-    bpw_coded: float | None = None
-    model_bytes: int | None = None
-    ppl: float | None = None
-    ppl_se: float | None = None
-    ppl_base: float | None = None
-    kl: float | None = None
-    kl_se: float | None = None
-    kl_p99: float | None = None
-    top1: float | None = None
-    top1_se: float | None = None
-    nmse: float | None = None
-    hnmse: float | None = None
-    bound: float | None = None
-    accuracy: float | None = None
-    cache_bytes: int | None = None
-    tokens_per_second: float | None = None
-    seconds: float | None = None
-    peak_mib: float | None = None
-    seed: int
-    fallbacks: tuple[str, ...] = ()
-    command: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRecord:
-    """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W.
-
-    `n_bits` are stored; `entropy_bits` and `coded_bits` are with the codes at their entropy, and really entropy-coded.
-
-    The errors are relative to `weight_energy` = |W|^2 and `output_energy` = tr(W H W^T), by which layers are pooled.
-    """
-
-    layer: str
-    n_out: int
-    n_in: int
-    group_size: int
-    n_bits: int
-    entropy_bits: float
-    coded_bits: int
-    nmse: float
-    hnmse: float
-    weight_energy: float
-    output_energy: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spectrum:
-    """What a rate-distortion floor of one layer needs: the eigenvalues of H = X^T X / n, Var W and tr(W H W^T)."""
-
-    layer: str
-    n_out: int
-    variance: float
-    energy: float
-    eigenvalues: np.ndarray  # (n_in,), float64, ascending
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """How often the codes of one alphabet occur in a cell's decoder blocks; most grids have one alphabet.
-
-    `levels` (n,), ascending, are what the codes stand for in units of their scale, `counts` (n,) how many there are.
-    """
-
-    stream: int
-    levels: np.ndarray
-    counts: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodedSize:
-    """What one matrix of a model takes in one number format under one coder.
-
-    `format` is "fp32", "bf16" or "fp8", or a method's name with its `recipe`, nominal `bits` and `group` ("32", "row",
-    "tensor", or "" where it has none). `coder` is "fixed", "entropy" (of order 0), a coder's name, or for floating
-    point the part, "sign", "exponent" or "mantissa", whose entropy it is. `n_bits` is all that is left, of which
-    `beside_bits` (scales and the like) are not coded; of a part, that part's alone.
-    """
-
-    model: str
-    model_sha256: str
-    layer: str
-    format: str
-    recipe: str
-    bits: float
-    group: str
-    coder: str
-    n_weights: int
-    n_bits: float
-    beside_bits: int
-    nmse: float
-    code: str
-    env: str
-    command: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightShape:
-    """How one matrix's weights are distributed: counts (1024,) of w / rms over [-16, 16], the outer bins open."""
-
-    model: str
-    model_sha256: str
-    layer: str
-    n_weights: int
-    rms: float
-    counts: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutlierRow:
-    """How far from even a layer's inputs or weights are, in `coordinates`, a short name for a recipe's `transforms`.
-
-    `tensor` is "inputs", whose `layer` is the first that reads them, or "weights". The figures are those of
-    `suite.outlier_metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
-    `massive` count the channels, of `n_channels`, that hold such outliers, inputs' alone. None is not a number.
-    """
-
-    model: str
-    model_sha256: str
-    data_sha256: str
-    layer: str
-    coordinates: str
-    transforms: str
-    tensor: Literal["inputs", "weights"]
-    n_channels: int
-    kurtosis: float | None
-    max_to_median: float | None
-    incoherence: float | None
-    dynamic_range: float | None
-    normal: int | None
-    massive: int | None
-    code: str
-    env: str
-    command: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmoothingRow:
-    """Dynamic ranges of a site's inputs and weights after SmoothQuant's scaling at `alpha`, and the error of rounding.
-
-    `layer` is the first of the site; `error` is the output error, relative, with both at `bits`.
-    """
-
-    model: str
-    model_sha256: str
-    data_sha256: str
-    layer: str
-    alpha: float
-    bits: int
-    inputs: float | None
-    weights: float | None
-    error: float | None
-    code: str
-    env: str
-    command: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SalienceRow:
-    """The `share` of a layer's output error at `bits` that the `protected` part of weights or channels carries.
-
-    They are the first by `criterion`, in about the `fraction` asked for; `protected` is the fraction that it is.
-    """
-
-    model: str
-    model_sha256: str
-    data_sha256: str
-    layer: str
-    coordinates: str
-    transforms: str
-    criterion: str
-    fraction: float
-    bits: int
-    protected: float
-    share: float | None
-    code: str
-    env: str
-    command: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedRow:
-    """How fast a packed model generated, in turns with the unquantized one in bfloat16, whose figures are `base_...`.
-
-    `product` is what was asked for, and `products` JSON of how many layers took which, with the measurements that
-    decided it. Rates are tokens per second, of a prompt (`prefill`) and of one token after the other (`decode`), and
-    like ratios to the base, within a round, they are medians over `rounds` with quartiles `_low` and `_high`.
-    `token_bytes` are read for a token: weights, and keys and values in the middle of the text; `bandwidth`, bytes per
-    second, is that of reading memory, measured in between. `overhead` is what packed layers take beside their products,
-    as a share of these. What needs a base that is not to be had is None.
-    """
-
-    model: str
-    model_sha256: str
-    base_sha256: str
-    method: str
-    recipe: str
-    bits: float | None
-    seed: int
-    device: str
-    threads: int
-    product: str
-    products: str
-    prompt: int
-    tokens: int
-    rounds: int
-    prefill: float
-    prefill_low: float
-    prefill_high: float
-    decode: float
-    decode_low: float
-    decode_high: float
-    base_prefill: float | None
-    base_decode: float | None
-    prefill_ratio: float | None
-    decode_ratio: float | None
-    decode_ratio_low: float | None
-    decode_ratio_high: float | None
-    token_bytes: int
-    base_token_bytes: int | None
-    bandwidth: float
-    overhead: float | None
-    fallbacks: str
-    code: str
-    env: str
-    command: str
-    started: str
-
-    @property
-    def roofline(self) -> float:
-        """Tokens per second that the bandwidth allows where no cache holds weights."""
-        return self.bandwidth / self.token_bytes
+__all__ = [
+    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "OutlierRow", "Record", "SalienceRow",
+    "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "WeightShape", "holds_store",
+]  # fmt: skip
 
 
 def _columns(kind: type) -> str:
@@ -307,66 +59,9 @@ create table smoothing ({_columns(SmoothingRow)},
                         primary key (model, model_sha256, data_sha256, layer, alpha, bits));
 create table salience ({_columns(SalienceRow)},
                        primary key (model, model_sha256, data_sha256, layer, transforms, criterion, fraction, bits));
-pragma application_id = {_APPLICATION};
+pragma application_id = {APPLICATION};
 pragma user_version = {VERSION};
 """
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=60)
-
-
-def _set_write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn the write-ahead log on; SQLite does not wait its timeout here while another process is doing the same."""
-    for left in reversed(range(_TRIES)):
-        try:
-            connection.execute("pragma journal_mode = wal")
-            return
-        except sqlite3.OperationalError:
-            if not left:
-                raise
-            time.sleep(0.05)
-
-
-def _open_to_read(path: Path) -> sqlite3.Connection:
-    """Without leave to write, yet such that closing clears away the log's files, which `mode=ro` leaves lying about.
-
-    A directory that cannot be written to holds no write-ahead log to be read either.
-    """
-    if not os.access(path.parent, os.W_OK):
-        return _connect(path, "immutable=1")
-    connection = _connect(path, "mode=rw")
-    connection.execute("pragma query_only = on")
-    return connection
-
-
-def _check(path: Path) -> bool:
-    """Read, without touching anything, what the file says it is; False for a store that was begun and never made."""
-    logged = path.with_name(f"{path.name}-wal").exists()
-    with closing(_connect(path, "mode=ro" if logged else "immutable=1")) as connection:
-        try:
-            application = connection.execute("pragma application_id").fetchone()[0]
-            version = connection.execute("pragma user_version").fetchone()[0]
-            tables = connection.execute("select count(*) from sqlite_master").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} is not a bitfrontier store: {error}") from error
-    begun = (application, version, tables) == (0, 0, 0)
-    if application != _APPLICATION and not begun:
-        raise ValueError(f"{path} is not a bitfrontier store: it is another program's SQLite file")
-    if version != VERSION and not begun:
-        raise ValueError(f"{path} has store version {version}, this bitfrontier reads version {VERSION}")
-    return not begun
-
-
-def holds_store(path: Path) -> bool:
-    """Whether there is a store at `path`; a file that a killed run left before its first record is none.
-
-    Raises `ValueError` for a file that is something else, or a store of another version.
-    """
-    try:
-        return path.is_file() and path.stat().st_size > 0 and _check(path)
-    except sqlite3.Error as error:
-        raise ValueError(f"cannot open a store at {path}: {error}") from error
 
 
 class Store:
@@ -380,13 +75,13 @@ class Store:
         if not holds_store(self.path) and not create:
             raise ValueError(f"no store at {self.path}")
         try:
-            self._connection = self._open_to_write() if create else _open_to_read(self.path)
+            self._connection = self._open_to_write() if create else open_to_read(self.path)
         except sqlite3.Error as error:
             raise ValueError(f"cannot open a store at {self.path}: {error}") from error
 
     def _open_to_write(self) -> sqlite3.Connection:
         self._connection = connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        _set_write_ahead(connection)
+        set_write_ahead(connection)
         connection.execute("pragma synchronous = full")
         with self._transaction():
             if not connection.execute("pragma user_version").fetchone()[0]:

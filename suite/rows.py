@@ -1,0 +1,272 @@
+"""What the result store holds, one frozen value for a row of each of its tables. Imports no torch.
+
+A measurement that does not apply is None. `suite.store` reads and writes them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Status = Literal["ok", "skipped", "failed"]
+VOLATILE = ("seconds", "peak_mib", "tokens_per_second", "started")  # everything else is reproducible bit for bit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a cell produced, one field per column of the store; a measurement that does not apply is None.
+
+    Rates (`bpw...`) are bits per weight of the decoder blocks' linear layers. `ppl_se`, `kl_se` and `top1_se` are
+    standard errors of the paired difference to the unquantized model on the same tokens, clustered by source file
+    where there is one, else by row. `kl` is in nats.
+    """
+
+    cell: str
+    code: str
+    env: str
+    status: Status
+    reason: str | None = None
+    model: str
+    model_sha256: str
+    data_sha256: str
+    method: str
+    recipe: str
+    bits: float | None = None
+    bpw: float | None = None
+    bpw_entropy: float | None = None
+    bpw_coded: float | None = None
+    model_bytes: int | None = None
+    ppl: float | None = None
+    ppl_se: float | None = None
+    ppl_base: float | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    kl_p99: float | None = None
+    top1: float | None = None
+    top1_se: float | None = None
+    nmse: float | None = None
+    hnmse: float | None = None
+    bound: float | None = None
+    accuracy: float | None = None
+    cache_bytes: int | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    peak_mib: float | None = None
+    seed: int
+    fallbacks: tuple[str, ...] = ()
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One linear layer of one cell: its shape, the group that was really used, exact bits, errors against W.
+
+    `n_bits` are stored; `entropy_bits` and `coded_bits` are with the codes at their entropy, and really entropy-coded.
+
+    The errors are relative to `weight_energy` = |W|^2 and `output_energy` = tr(W H W^T), by which layers are pooled.
+    """
+
+    layer: str
+    n_out: int
+    n_in: int
+    group_size: int
+    n_bits: int
+    entropy_bits: float
+    coded_bits: int
+    nmse: float
+    hnmse: float
+    weight_energy: float
+    output_energy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """What a rate-distortion floor of one layer needs: the eigenvalues of H = X^T X / n, Var W and tr(W H W^T)."""
+
+    layer: str
+    n_out: int
+    variance: float
+    energy: float
+    eigenvalues: np.ndarray  # (n_in,), float64, ascending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """How often the codes of one alphabet occur in a cell's decoder blocks; most grids have one alphabet.
+
+    `levels` (n,), ascending, are what the codes stand for in units of their scale, `counts` (n,) how many there are.
+    """
+
+    stream: int
+    levels: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedSize:
+    """What one matrix of a model takes in one number format under one coder.
+
+    `format` is "fp32", "bf16" or "fp8", or a method's name with its `recipe`, nominal `bits` and `group` ("32", "row",
+    "tensor", or "" where it has none). `coder` is "fixed", "entropy" (of order 0), a coder's name, or for floating
+    point the part, "sign", "exponent" or "mantissa", whose entropy it is. `n_bits` is all that is left, of which
+    `beside_bits` (scales and the like) are not coded; of a part, that part's alone.
+    """
+
+    model: str
+    model_sha256: str
+    layer: str
+    format: str
+    recipe: str
+    bits: float
+    group: str
+    coder: str
+    n_weights: int
+    n_bits: float
+    beside_bits: int
+    nmse: float
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightShape:
+    """How one matrix's weights are distributed: counts (1024,) of w / rms over [-16, 16], the outer bins open."""
+
+    model: str
+    model_sha256: str
+    layer: str
+    n_weights: int
+    rms: float
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierRow:
+    """How far from even a layer's inputs or weights are, in `coordinates`, a short name for a recipe's `transforms`.
+
+    `tensor` is "inputs", whose `layer` is the first that reads them, or "weights". The figures are those of
+    `suite.outlier_metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
+    `massive` count the channels, of `n_channels`, that hold such outliers, inputs' alone. None is not a number.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    coordinates: str
+    transforms: str
+    tensor: Literal["inputs", "weights"]
+    n_channels: int
+    kurtosis: float | None
+    max_to_median: float | None
+    incoherence: float | None
+    dynamic_range: float | None
+    normal: int | None
+    massive: int | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothingRow:
+    """Dynamic ranges of a site's inputs and weights after SmoothQuant's scaling at `alpha`, and the error of rounding.
+
+    `layer` is the first of the site; `error` is the output error, relative, with both at `bits`.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    alpha: float
+    bits: int
+    inputs: float | None
+    weights: float | None
+    error: float | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SalienceRow:
+    """The `share` of a layer's output error at `bits` that the `protected` part of weights or channels carries.
+
+    They are the first by `criterion`, in about the `fraction` asked for; `protected` is the fraction that it is.
+    """
+
+    model: str
+    model_sha256: str
+    data_sha256: str
+    layer: str
+    coordinates: str
+    transforms: str
+    criterion: str
+    fraction: float
+    bits: int
+    protected: float
+    share: float | None
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedRow:
+    """How fast a packed model generated, in turns with the unquantized one in bfloat16, whose figures are `base_...`.
+
+    `product` is what was asked for, and `products` JSON of how many layers took which, with the measurements that
+    decided it. Rates are tokens per second, of a prompt (`prefill`) and of one token after the other (`decode`), and
+    like ratios to the base, within a round, they are medians over `rounds` with quartiles `_low` and `_high`.
+    `token_bytes` are read for a token: weights, and keys and values in the middle of the text; `bandwidth`, bytes per
+    second, is that of reading memory, measured in between. `overhead` is what packed layers take beside their products,
+    as a share of these. What needs a base that is not to be had is None.
+    """
+
+    model: str
+    model_sha256: str
+    base_sha256: str
+    method: str
+    recipe: str
+    bits: float | None
+    seed: int
+    device: str
+    threads: int
+    product: str
+    products: str
+    prompt: int
+    tokens: int
+    rounds: int
+    prefill: float
+    prefill_low: float
+    prefill_high: float
+    decode: float
+    decode_low: float
+    decode_high: float
+    base_prefill: float | None
+    base_decode: float | None
+    prefill_ratio: float | None
+    decode_ratio: float | None
+    decode_ratio_low: float | None
+    decode_ratio_high: float | None
+    token_bytes: int
+    base_token_bytes: int | None
+    bandwidth: float
+    overhead: float | None
+    fallbacks: str
+    code: str
+    env: str
+    command: str
+    started: str
+
+    @property
+    def roofline(self) -> float:
+        """Tokens per second that the bandwidth allows where no cache holds weights."""
+        return self.bandwidth / self.token_bytes
