@@ -272,8 +272,8 @@ def speed_row(**changes):
     values = dict(
         model="tiny-packed", model_sha256="p" * 64, base_sha256=hash_of("tiny"), method="rtn",
         recipe="Rtn(bits=4, group=64)", bits=4, seed=0, device="cpu", threads=2, product="auto",
-        products='{"taken": [{"products": "Int4Pack, Dense from 32 rows on", "layers": 21}], "measured": []}', prompt=128,
-        tokens=64, rounds=7, prefill=900.0, prefill_low=850.0, prefill_high=950.0, decode=120.0, decode_low=110.0,
+        products='{"taken": [{"products": "Int4Pack, Dense from 32 rows on", "layers": 21}], "measured": []}',
+        prompt=128, tokens=64, rounds=7, prefill=900.0, prefill_low=850.0, prefill_high=950.0, decode=120.0, decode_low=110.0,
         decode_high=130.0, base_prefill=1000.0, base_decode=60.0, prefill_ratio=0.9, decode_ratio=2.0,
         decode_ratio_low=1.8, decode_ratio_high=2.2, token_bytes=50_000_000, base_token_bytes=180_000_000,
         bandwidth=10e9, overhead=0.05, fallbacks="[]", code="1.0+abc", env="cpu",
