@@ -23,6 +23,7 @@ import triton
 
 from kernels.hadamard import factors, kronecker
 
+BLACKWELL = (10, 0)  # compute capability
 DENSE = 256  # rows of up to so many values are multiplied from the right alone
 RESIDENT = {64: 4, 128: 3, 256: 2}  # programs of 4 warps that registers leave room for, by the values in a row's part
 
@@ -69,9 +70,14 @@ class Shape(NamedTuple):
 
         Blackwell keeps sums in a memory of its own, those of two rows if they overlap: too small for the largest.
         """
-        if capability >= (10, 0) and self.values > 16384:
+        if capability >= BLACKWELL and self.values > 16384:
             return 1
         return 3 if self.values <= 8192 else 2
+
+    def warps(self, capability: tuple[int, int]) -> int:
+        """One for 16 rows of the matrices; on Blackwell two where codes of several rows need more registers."""
+        many = capability >= BLACKWELL and self.rows > 1 and self.values > 8192
+        return self.block_a // (8 if many else 16)
 
 
 @lru_cache(maxsize=256)

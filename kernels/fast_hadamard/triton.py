@@ -219,7 +219,7 @@ def _launch(x: torch.Tensor, inverse: bool, format: str | None, capability: tupl
         output=result if scale is None else (result, scale),
         loop_bytes=2 * n * shape.rows,
         loop_weights=n * shape.rows,
-        num_warps=shape.block_a // 16,
+        num_warps=shape.warps(capability),
         elsewhere=partial(_launch, x, inverse, format),
     )  # fmt: skip
 

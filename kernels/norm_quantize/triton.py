@@ -63,7 +63,7 @@ def quantize(
         h = rounded.to(tl.float32)
     if gain is not None:
         g = tl.load(gain + tl.zeros_like(r)[:, None] + k[None, :], mask=inside, other=0.0)
-    if eps is not None:
+    if eps is not None:  # before u is made: registers hold one of them
         squares = tl.sum(h * h, 1)
     u = h
     if gain is not None:

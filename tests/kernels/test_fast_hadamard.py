@@ -50,17 +50,18 @@ def test_every_size_is_taken_whole(n):
     assert (*shape.left, *[2] * (F.bit_length() - 1), *shape.right) == factors(n)
     assert shape.rows * A <= shape.block_a + shape.extra and B <= shape.block_b
     assert shape.values // (shape.block_a * 2) <= 192, "sums that a thread holds"
+    assert plan(torch.empty(5, n, dtype=torch.float16, device="meta")).output.shape == (5, n)
 
 
 @settings(max_examples=12)
-@given(st.sampled_from([n for n in SIZES if n <= 2048]), st.integers(1, 70), st.booleans(), st.booleans(),
+@given(st.sampled_from([n for n in SIZES if n <= 2048]), st.integers(1, 20), st.booleans(), st.booleans(),
        st.integers(0, 2**32))  # fmt: skip
 def test_drawn_sizes(n, rows, inverse, short, seed):
     x = drawn(seed, rows, n, dtype=torch.bfloat16 if short else torch.float16)
     assert excess_of(fast_hadamard(x, inverse), hadamard_reference(x, inverse), TOLERANCE) <= 1
 
 
-@pytest.mark.parametrize("n", [5120, 9216, 12288, 13824, 22016, 24576])
+@pytest.mark.parametrize("n", [5120, 9216, 12288, 13824, 22016, 27648])
 def test_large_sizes_both_ways(n):
     x = drawn(n, 1, n)
     for inverse in (False, True):
@@ -204,9 +205,9 @@ for n, dtype, format, chip in json.loads(sys.argv[1]):
     ("dtype", "format"), [("float16", None), ("bfloat16", None), *(("float16", f) for f in LARGEST)]
 )
 def test_machine_code_of_every_size(dtype, format, chip):
-    """As the contract asks of a few; narrow rows of the matrices beside 36, 108 and 172 are loaded in parts."""
+    """As the contract asks of a few; short rows, of matrices or of all, are loaded in parts."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    cases = [(n, dtype, format, chip) for n in SIZES if n >= 512]
+    cases = [(n, dtype, format, chip) for n in SIZES if n >= 64]
     command = [sys.executable, "-c", _COMPILE, json.dumps(cases)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = [json.loads(line) for line in said.stdout.splitlines()]
@@ -215,7 +216,7 @@ def test_machine_code_of_every_size(dtype, format, chip):
         assert code["local_accesses"] == code["stack_bytes"] == code["loop_conversions"] == 0, (n, known, code)
         assert code["shared_bytes"] <= SHARED_LIMIT and code["loop_matrix"] > 0, (n, known, code)
         wide = code["loop_wide_loads"] * 16 >= code["loop_bytes_per_thread"]
-        assert wide or prod(shape_of(n).right) < 32, (n, known, code)
+        assert wide or n < 512 or prod(shape_of(n).right) < 32, (n, known, code)
 
 
 def test_memory_binds_rather_than_instructions():
@@ -232,3 +233,8 @@ def test_a_plan_needs_no_values(n, format):
     rows, columns = launch.outputs[0].shape
     assert (rows, columns) == (4096, n if format is None else n // 2)
     assert launch.elsewhere((10, 0)).constants["STAGES"] == (1 if n == 32768 else 3)
+
+
+def test_several_rows_take_more_warps_on_blackwell():
+    launch = plan(torch.empty(4096, 3072, dtype=torch.float16, device="meta"), format="int8")
+    assert launch.num_warps == 4 and launch.elsewhere((10, 0)).num_warps == 8
