@@ -1,5 +1,20 @@
-"""Weights rounded and packed on a GPU, for every layout that a product reads, and keys and values for a cache."""
+"""Weights rounded and packed on a GPU, for every layout that a product reads, and keys and values for a cache.
 
+What is searched rather than rounded (E8P, trellises, AQLM's codebooks) and what is coded without loss has no place here.
+"""
+
+from kernels.quantize_pack.cache import quantize_keys, quantize_values
+from kernels.quantize_pack.floats import quantize_floats
 from kernels.quantize_pack.integers import quantize_integers
+from kernels.quantize_pack.tables import quantize_nf4, quantize_table
+from kernels.quantize_pack.ternary import quantize_ternary
 
-__all__ = ["quantize_integers"]
+__all__ = [
+    "quantize_floats",
+    "quantize_integers",
+    "quantize_keys",
+    "quantize_nf4",
+    "quantize_table",
+    "quantize_ternary",
+    "quantize_values",
+]

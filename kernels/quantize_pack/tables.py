@@ -44,20 +44,31 @@ def absmax(
 def level(
     x, side, table, RULE: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, REACH: tl.constexpr
 ):  # fmt: skip
-    """`ENCODE` by 15 ascending bounds in `table`: how many are below x times the inverse."""
+    """`ENCODE` by 15 ascending bounds in `table`, float32 as int32: how many are below x times the inverse."""
     inverse, usable = side
     y = times(x, inverse[:, None])
-    a = y > tl.load(table + 7)
-    b = y > tl.where(a, tl.load(table + 11), tl.load(table + 3))
-    c = y > tl.where(a, tl.where(b, tl.load(table + 13), tl.load(table + 9)),
-                     tl.where(b, tl.load(table + 5), tl.load(table + 1)))  # fmt: skip
-    upper = tl.where(b, tl.where(c, tl.load(table + 14), tl.load(table + 12)),
-                     tl.where(c, tl.load(table + 10), tl.load(table + 8)))  # fmt: skip
-    lower = tl.where(b, tl.where(c, tl.load(table + 6), tl.load(table + 4)),
-                     tl.where(c, tl.load(table + 2), tl.load(table)))  # fmt: skip
-    d = y > tl.where(a, upper, lower)
-    code = tl.where(a, 8, 0) | tl.where(b, 4, 0) | tl.where(c, 2, 0) | tl.where(d, 1, 0)
-    return tl.where(usable[:, None], code, 0)
+    a = over(y, tl.load(table + 7))
+    b = over(y, either(a, tl.load(table + 11), tl.load(table + 3)))
+    high = either(a, tl.load(table + 13), tl.load(table + 5))
+    c = over(y, either(b, high, either(a, tl.load(table + 9), tl.load(table + 1))))
+    high = either(
+        c, either(a, tl.load(table + 14), tl.load(table + 6)), either(a, tl.load(table + 12), tl.load(table + 4))
+    )
+    low = either(c, either(a, tl.load(table + 10), tl.load(table + 2)), either(a, tl.load(table + 8), tl.load(table)))
+    d = over(y, either(b, high, low))
+    return tl.where(usable[:, None], (a & 8) | (b & 4) | (c & 2) | (d & 1), 0)
+
+
+@triton.jit
+def over(y, bound):
+    """All bits where y is above a bound, float32 as int32: the sign of a difference, which is never rounded to 0."""
+    return (bound.to(tl.float32, bitcast=True) - y).to(tl.int32, bitcast=True) >> 31
+
+
+@triton.jit
+def either(mask, yes, no):
+    """Give `yes` where all bits of the mask are set, else `no`: one operation, and no predicates to keep."""
+    return no ^ ((no ^ yes) & mask)
 
 
 def bounds(table: torch.Tensor) -> torch.Tensor:
@@ -82,7 +93,8 @@ def plan(W: torch.Tensor, table: torch.Tensor, group: int | None = 64, scales: t
         raise ValueError(f"scales are {scales}, expected {' or '.join(map(str, SCALES))}")
     return shared.plan(
         W, layout=LAYOUT, group=group, scale_type=scales, scale=absmax, encode=level,
-        rule=str(scales).removeprefix("torch."), reach=float(table.abs().max()), table=bounds(table),
+        rule=str(scales).removeprefix("torch."), reach=float(table.abs().max()), table=bounds(table).view(torch.int32),
+        values=32,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from kernels.product.words import Layout, Places, fields
 
 INTERPRETED = tl.constexpr(interpreted())
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32)
-VALUES = 8192  # of a program: 64 in a thread of 4 warps
+VALUES = 64  # of a thread
 
 
 @triton.jit
@@ -235,16 +235,20 @@ def put(
 ):  # fmt: skip
     """`word` of plane `PLANE` with those bits of piece `PIECE` that lie in it."""
     for i in tl.static_range(parts(BITS, SIGNS, PIECE, PLANE)):
-        SHIFT: tl.constexpr = part(BITS, SIGNS, PIECE, PLANE, i, 0)
-        MASK: tl.constexpr = part(BITS, SIGNS, PIECE, PLANE, i, 1)
-        AT: tl.constexpr = part(BITS, SIGNS, PIECE, PLANE, i, 2)
-        bits = code
-        if AT > 0:
-            bits = bits >> AT
-        if MASK >> (BITS - AT) == 0 and MASK + 1 < 1 << (BITS - AT):
-            bits = bits & MASK
-        word = word | (bits << SHIFT)
+        word |= moved(code, BITS, part(BITS, SIGNS, PIECE, PLANE, i, 0), part(BITS, SIGNS, PIECE, PLANE, i, 1),
+                      part(BITS, SIGNS, PIECE, PLANE, i, 2))  # fmt: skip
     return word
+
+
+@triton.jit
+def moved(code, BITS: tl.constexpr, SHIFT: tl.constexpr, MASK: tl.constexpr, AT: tl.constexpr):
+    """The bits of `MASK`, from bit `AT` of a code on, at bit `SHIFT`."""
+    bits = code
+    if AT > 0:
+        bits = bits >> AT
+    if MASK + 1 < 1 << (BITS - AT):
+        bits = bits & MASK
+    return bits << SHIFT
 
 
 def _places() -> dict[tuple[int, bool, int, int], list[tuple[int, int, int]]]:
@@ -295,11 +299,12 @@ def plan(
     table: torch.Tensor | None = None,
     factor: torch.Tensor | None = None,
     block: int = 1,
+    values: int = VALUES,
 ) -> Launch:
     """The launch that fills (words, scale) or, with `zeros`, (words, scale, zero), float16 as `scale` is.
 
-    `group` None is one scale for all inputs of an output. Scales of a byte for each piece of a tile lie together where
-    `scale_type` is that wide. Raises `ValueError` for what does not fit.
+    `group` None is one scale for all inputs of an output, `values` how many a thread rounds. Scales of a byte for each
+    piece of a tile lie together where `scale_type` is that wide. Raises `ValueError` for what does not fit.
     """
     require("W", W, shape=(None, None), dtypes=WEIGHTS)
     if not 0 < W.numel():
@@ -318,7 +323,7 @@ def plan(
     stored = (W.new_empty if block == 1 else W.new_zeros)(shape, dtype=scale_type)  # blocks leave padding alone
     zero = torch.empty_like(stored) if zeros else None
     long = group % layout.inputs == 0 and group > layout.inputs
-    block_n = max(1024 // layout.rows, VALUES // layout.inputs, block)
+    block_n = max(1024 // layout.rows, 128 * values // layout.inputs, block)
     spans = triton.cdiv(tiles * layout.inputs, group) if long else tiles
     return Launch(
         function=quantize,
@@ -336,5 +341,5 @@ def plan(
         output=(words, stored) if zero is None else (words, stored, zero),
         loop_bytes=block_n * layout.inputs * W.element_size(),
         loop_weights=block_n * layout.inputs,
-        num_warps=block_n * min(layout.inputs // 64, layout.rows // 8) // 32,  # 16 bytes or more of a piece in a thread
+        num_warps=block_n * min(layout.inputs // values, layout.rows // 8) // 32,  # 16 bytes of a piece in a thread
     )  # fmt: skip
