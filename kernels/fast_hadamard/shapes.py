@@ -75,8 +75,8 @@ class Shape(NamedTuple):
         return 3 if self.values <= 8192 else 2
 
     def warps(self, capability: tuple[int, int]) -> int:
-        """One for 16 rows of the matrices; on Blackwell two where codes of several rows need more registers."""
-        many = capability >= BLACKWELL and self.rows > 1 and self.values > 8192
+        """One for 16 rows of the matrices; two where codes of several rows would not fit into registers else."""
+        many = self.rows > 1 and (self.values if capability >= BLACKWELL else 64 * self.block_b) > 8192
         return self.block_a // (8 if many else 16)
 
 
