@@ -1,16 +1,21 @@
 """How rows of n values become matrices for `kernels.fast_hadamard.triton`, and the factors that multiply those.
 
 What binds, reckoned for an H200 (4.3 TB/s, 790 TFLOP/s, 29.6e12 instructions of a lane a second), at two bytes read and
-two written for a value: there is room for 735 operations of matrix units and 27 instructions. With B = 64 a value takes
-5 instructions in rows of up to 256 values and 8 to 13 in others, 10 to 15 with its rounding to codes (which leaves room
-for 20 and 17). The operations are 2 (A' + 2 B), A' the rows of the matrices, times what zeros fill them up: 384 in rows
-of powers of two up to 16,384, 512 for 32,768; with other factors and 64 columns, 410 to 640 for 12, 410 to 768 for 20
-and 40, 439 to 585 for 28, 683 for 36 (853 for 36 x 512), 607 for 108 and 714 for 172 (192 rows, 20 of zeros). So memory
-binds, where loads overlap with work: two to four programs share a multiprocessor and take row after row, the next ones
-under way in shared memory; of rows above 16,384 there is room for one. Matrix units bind more than memory does for 36 x
-512 and for short rows: fewer than 64 columns beside 108 and 172 (910 for 108 x 32, 1143 for 172 x 32), and rows of up
-to 256 values whose odd factor leaves no room for matrices of 64 (1715 for 172). B < 64 would need fewer operations, but
-more instructions, and matrix units of Hopper are slow with fewer columns.
+two written for a value: there is room for 735 operations of matrix units and 27 instructions, 20 where a byte is
+written and 17 for half of one.
+
+- Operations are 2 (A' + 2 B), A' the rows of the matrices, times what zeros fill them up: 384 in rows of powers of two
+  up to 16,384, 512 for 32,768; with other factors and 64 columns, 410 to 640 for 12, 410 to 768 for 20 and 40, 439 to
+  585 for 28, 683 for 36 (853 for 36 x 512), 607 for 108 and 714 for 172. Matrix units bind more than memory does for
+  short rows: fewer than 64 columns beside 108 and 172 (910 for 108 x 32, 1143 for 172 x 32), and rows of up to 256
+  values whose odd factor leaves no room for matrices of 64 (1715 for 172). B < 64 would need fewer operations, but more
+  instructions, and matrix units of Hopper are slow with fewer columns.
+- Instructions, with B = 64, are 5 to 7 in rows of up to 256 values, 8 to 12 in others with few zeros and up to 19 with
+  many (36 or 40 rows of 64, 144 of 192), 11 to 23 with rounding to int4. So for int4 they bind, too, where n is 36, 40
+  or 172 times a power of two, by up to 1.4.
+
+Else memory binds, where loads overlap with work: two to four programs share a multiprocessor and take row after row,
+the next ones under way in shared memory; of rows above 16,384, and of 108 x 128, there is room for one.
 """
 
 from collections.abc import Iterator
