@@ -9,43 +9,27 @@ A budget of seconds is kept: shapes that decide targets come first, tuning ends 
 and what is left undone at the end is said to be so.
 """
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from statistics import median, quantiles
 from typing import Any, TypeVar
 
-import torch
-
-from kernels.check import outputs, variants
+from kernels.check import variants
 from kernels.contender import Absent, Contender, Rival
 from kernels.kernel import Kernel
 from kernels.peers import PEERS
-from kernels.results import Absence, Agreement, Results, Shape, Task, Timing
+from kernels.replays import ROUNDS, Ready, checked, timed
+from kernels.results import Absence, Agreement, Results, Shape, Task
 from kernels.targets import TARGETS, large, targeted
 from kernels.tuning import Entry, Machine, contender, rotated
 from kernels.yardsticks import YARDSTICKS
 
-ROUNDS = 60  # the median of so many has a standard error of a sixth of one replay's
-WARMING = 5  # rounds before, which are not counted
-TURNS = 2  # through the copies in a replay: 1 GB on an H200, 0.2 ms, hundreds of times the resolution of its events
 WEIGHT = 4  # of a large shape in the budget, beside 1 of others
 SLOW_SECONDS = 60  # that must be left for a peer that tunes or compiles itself
 Progress = Callable[[str], None]
 Builds = list[tuple[str, str, Callable[[], Contender]]]  # name, type of activations, and what makes it
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A contender whose result is right, `error` of what is allowed, and its graph, which makes `calls` calls."""
-
-    contender: Contender
-    error: float
-    replay: Callable[[], None]
-    calls: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,7 +144,7 @@ def _ready(
          for rival in rivals if rival.stands_beside(names)]
         for rivals in (yardsticks, peers)
     )  # fmt: skip
-    ready = [run.attempt(name, shape, dtype, partial(_checked, build, machine))
+    ready = [run.attempt(name, shape, dtype, partial(checked, build, machine))
              for name, dtype, build in (*yards, *builds, *others)]  # fmt: skip
     return [one for one in ready if one is not None]
 
@@ -172,46 +156,3 @@ def _built(rival: Rival, run: _Run, shape: Shape | Task, size: Any) -> Contender
         if run.end - run.machine.now() < SLOW_SECONDS:
             raise Absent(f"it tunes or compiles itself for long, and less than {SLOW_SECONDS} s were left")
     return rival.build(size, run.seed, run.machine.device, run.machine.rotated_bytes)
-
-
-def _checked(build: Callable[[], Contender], machine: Machine) -> Ready:
-    """Raises `Absent` for a contender whose result is not what its reference says, in a graph or out of one."""
-    made = build()
-    result, calls = made.calls[0](), made.calls * TURNS
-    error = _error(result, made)
-    replay = machine.capture(calls)
-    if made.kind == "kernel":  # whose launches fill the same tensors every time
-        for output in outputs(result):
-            output.view(torch.uint8).fill_(255)  # NaN in every floating-point type, -1 in integers
-        replay()
-        error = max(error, _error(result, made))
-    return Ready(contender=made, error=error, replay=replay, calls=len(calls))
-
-
-def _error(result: Any, made: Contender) -> float:
-    error = made.excess(result, made.reference, made.tolerance)
-    if not error <= 1:
-        raise Absent(f"its result is off by {error:.3g} times what is allowed: not timed")
-    return error
-
-
-def timed(shape: Shape | Task, ready: Sequence[Ready], machine: Machine, rounds: int, seed: int) -> list[Timing]:
-    """Replay all of them `rounds` times in turns, in an order drawn anew each round, after `WARMING` rounds."""
-    draw, order = random.Random(seed), list(range(len(ready)))
-    seconds: list[list[float]] = [[] for _ in ready]
-    for nth in range(WARMING + rounds if ready else 0):
-        draw.shuffle(order)
-        for k, taken in zip(order, machine.seconds([ready[k].replay for k in order]), strict=True):
-            if nth >= WARMING:
-                seconds[k].append(taken / ready[k].calls)
-    return [_timing(shape, one, taken) for one, taken in zip(ready, seconds, strict=True)]
-
-
-def _timing(shape: Shape | Task, ready: Ready, seconds: Sequence[float]) -> Timing:
-    made = ready.contender
-    lower, _, upper = quantiles(seconds, n=4, method="inclusive")
-    return Timing(
-        name=made.name, kind=made.kind, shape=shape, dtype=made.dtype, median_seconds=median(seconds),
-        lower_seconds=lower, upper_seconds=upper, replays=len(seconds), copies=len(made.calls),
-        bytes_moved=made.bytes_moved, bytes_written=made.bytes_written, error=ready.error, launch=made.launch,
-    )  # fmt: skip

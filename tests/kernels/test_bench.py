@@ -12,6 +12,7 @@ import torch
 from kernels import bench, command, session, tuning, yardsticks
 from kernels.contender import MOST_COPIES, Absent, Rival, copied, n_bytes, n_copies, rotated_bytes
 from kernels.kernel import Kernel, Size
+from kernels.replays import TURNS, WARMING, checked
 from kernels.results import COPY, DENSE, READ, Agreement, Results, Shape
 from kernels.table import KERNELS, kernel_named
 
@@ -45,7 +46,7 @@ class Machine:
     def seconds(self, replays):
         self.clock += 1
         self.orders.append([replay.number for replay in replays])
-        return [(k + 1 + len(self.orders) - bench.WARMING) / 1e3 for k in self.orders[-1]]
+        return [(k + 1 + len(self.orders) - WARMING) / 1e3 for k in self.orders[-1]]
 
     def release(self):
         pass
@@ -124,8 +125,8 @@ def test_every_copy_of_the_weights_has_its_launch_and_its_turns_in_the_graph():
     pointers = [launch.weights.matrix.data_ptr() for launch in made.launches]
     assert len(set(pointers)) == 3
     contender = tuning.contender(made, machine, 0, until=0.0)
-    bench._checked(lambda: contender, machine)
-    assert machine.captured == [list(contender.calls) * bench.TURNS]
+    checked(lambda: contender, machine)
+    assert machine.captured == [list(contender.calls) * TURNS]
     assert contender.calls == tuple(launch.run for launch in made.launches)
 
 
@@ -134,7 +135,7 @@ def test_everything_of_a_shape_is_replayed_in_turns_in_an_order_of_its_own_each_
     found = measured(toy(), toy("other"), machine=machine, rounds=20)
     assert [t.name for t in found.timings] == [COPY, READ, DENSE, "toy", "other"]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in machine.orders)
-    assert len(machine.orders) == 20 + bench.WARMING and {t.replays for t in found.timings} == {20}
+    assert len(machine.orders) == 20 + WARMING and {t.replays for t in found.timings} == {20}
     assert len({tuple(order) for order in machine.orders}) > 10
     measured(toy(), toy("other"), machine=again, rounds=20)
     assert again.orders == machine.orders
@@ -145,13 +146,13 @@ def test_times_are_medians_and_quartiles_of_one_call():
     # replay k takes k + 2, .. k + 6 ms
     for k, name in enumerate((COPY, READ, DENSE, "toy")):
         timing = found[name]
-        n = bench.TURNS * timing.copies * 1e3
+        n = TURNS * timing.copies * 1e3
         assert timing.median_seconds == pytest.approx((k + 4) / n)
         assert (timing.lower_seconds, timing.upper_seconds) == pytest.approx(((k + 3) / n, (k + 5) / n))
         assert timing.replays == 5
     assert [found[name].copies for name in (COPY, READ, DENSE, "toy")] == [1, 1, 3, 2]
     assert found["toy"].bytes_moved == 4096 + 256 + 64
-    assert found["toy"].bandwidth == pytest.approx((4096 + 256 + 64) * 2 * bench.TURNS / 7e-3)
+    assert found["toy"].bandwidth == pytest.approx((4096 + 256 + 64) * 2 * TURNS / 7e-3)
 
 
 def test_what_computes_something_else_is_not_timed():
@@ -186,7 +187,7 @@ def test_the_budget_is_kept_and_what_is_left_is_named():
     machine = Machine()
     found = measured(toy(bench=sizes), machine=machine, budget=30.0)
     assert 0 < len(found.shapes) < len(sizes)
-    rounds = 5 + bench.WARMING  # of what is ready then, a second each
+    rounds = 5 + WARMING  # of what is ready then, a second each
     assert found.seconds == machine.clock <= 30 + rounds
     late = [a for a in found.absences if a.reason == "no time was left"]
     assert {a.shape for a in late if a.name == "toy"} == {Shape(*s[:3]) for s in sizes[len(found.shapes) :]}
@@ -241,7 +242,7 @@ def test_tuning_takes_the_fastest_launch_on_every_copy_and_says_which():
         and f"BLOCK_N {launches[0].constants['BLOCK_N']}" in said
     )
     chosen = tuning.contender(made, Tuned(), 0, until=1e9)
-    assert bench._checked(lambda: chosen, Machine()).error <= 1
+    assert checked(lambda: chosen, Machine()).error <= 1
 
 
 def test_tuning_ends_in_time_and_without_any_the_default_stays():

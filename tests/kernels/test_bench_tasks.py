@@ -72,10 +72,12 @@ def pair(wrong=0.0, forgotten=False, **how):
 
         def run():
             torch.mul(x, 2, out=output[0])
-            if not (forgotten and (output[1] == -1).all()):
+            if not (forgotten and run.called):
                 output[1].copy_(x.sum(1) + wrong)
+            run.called = True
             return output
 
+        run.called = False
         return SimpleNamespace(run=run, outputs=output, function=None)
 
     return Kernel(
