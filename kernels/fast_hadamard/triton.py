@@ -228,9 +228,9 @@ def fast_hadamard(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
     """Give x H / sqrt(n) for the rows of x (rows, n), or x H^T / sqrt(n), in float16 or bfloat16 as x is.
 
     H is that of `kernels.hadamard`; sums are in float32, and at most 2^-16 of each first one is lost. A NaN or infinity
-    makes its row NaN, and in rows of 257 to 4095 values those that share a matrix with it, up to 31 others. Raises
-    `ValueError` for what is no such x, sizes without a Hadamard matrix, and those of more than 128 x 256 values or with
-    factors that do not split into matrices.
+    makes its row NaN, and of 257 to 6272 values those that share a matrix with it, up to 7 others. Raises `ValueError`
+    for what is no such x, sizes without a Hadamard matrix, and those of more than 128 x 256 values or with factors that
+    do not split into matrices; all multiples of 12, 20, 28, 36, 40, 108 and 172 by powers of two up to 32,768 do.
     """
     return plan(x, inverse).run()
 

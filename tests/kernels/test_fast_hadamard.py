@@ -142,7 +142,7 @@ def test_scales_belong_to_their_rows():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's NumPy
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("n", "together"), [(256, 1), (512, 8), (4096, 1)])
+@pytest.mark.parametrize(("n", "together"), [(256, 1), (512, 8), (4096, 1), (11008, 1)])
 def test_what_is_not_finite_stays_in_its_matrix(value, n, together):
     x = drawn(0, 9, n)
     x[0, 7] = value
