@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.coded_product.packing import PIECES, ROWS, TILE, CodedWeights, validate
-from kernels.coded_product.triton import lined, raised_exponents
-from kernels.float_product.triton import moved
+from kernels.coded_product.pieces import exponent_words, patterns
 from kernels.launch import Launch, multiprocessors
 from kernels.product import choices
 from kernels.product import triton as shared
@@ -53,9 +52,7 @@ def decoded(
     row = out + n.to(tl.int64)[:, None] * K
     for t in tl.range(first_tile, end_tile, num_stages=STAGES):
         at = words + (t * ((WORDS + 3) * ROWS) + r)[:, None] * columns + n[None, :]
-        a = shared.once(at + WORDS * ROWS * columns, known, WHOLE_N)
-        b = shared.once(at + (WORDS + 1) * ROWS * columns, known, WHOLE_N)
-        c = shared.once(at + (WORDS + 2) * ROWS * columns, known, WHOLE_N)
+        a, b, c = exponent_words(at + WORDS * ROWS * columns, ROWS * columns, known, WHOLE_N)
         for quarter in tl.static_range(4):
             even = shared.once(at + quarter * 4 // EACH * ROWS * columns, known, WHOLE_N)
             odd = even
@@ -80,18 +77,6 @@ def decoded(
         k = tl.load(place + i, mask=there, other=0).to(tl.int32) & 0xFFFF
         own = there & (k >= first_tile * (PIECES * ROWS)) & (k < end_tile * (PIECES * ROWS))
         tl.store(row + k, tl.load(value + i, mask=own, other=0), mask=own)
-
-
-@triton.jit
-def patterns(fractions, a, b, c, low, PIECE: tl.constexpr, EACH: tl.constexpr):
-    """Bit patterns of piece `PIECE` in int16, whose windows begin at exponent `low`; `EACH` pieces share a word."""
-    line = lined(fractions, PIECE % EACH)
-    if EACH == 2:
-        result = (line & -0x7F81) | (raised_exponents(a, b, c, PIECE, 7, 0) + (low << 7))
-    else:
-        exponents = raised_exponents(a, b, c, PIECE, 3, 0) + (low << 3)
-        result = (moved(line, -8) & 0x80) | (moved(line, -4) & 0x07) | exponents
-    return result
 
 
 def plan_decode(weights: CodedWeights) -> Launch:

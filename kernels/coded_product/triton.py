@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from kernels.coded_product.packing import PIECES, ROWS, TILE, CodedWeights, validate
-from kernels.float_product.triton import moved
+from kernels.coded_product.pieces import exponent_words, halves
 from kernels.inputs import ACTIVATIONS, require
 from kernels.launch import Launch, multiprocessors
 from kernels.product import choices
@@ -69,9 +69,7 @@ def coded(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for t in tl.range(tl.program_id(2) * share, min(tiles, (tl.program_id(2) + 1) * share), num_stages=STAGES):
         at = words + (t * ((WORDS + 3) * ROWS) + r)[:, None] * columns + n[None, :]
-        a = shared.once(at + WORDS * ROWS * columns, known, WHOLE_N)
-        b = shared.once(at + (WORDS + 1) * ROWS * columns, known, WHOLE_N)
-        c = shared.once(at + (WORDS + 2) * ROWS * columns, known, WHOLE_N)
+        a, b, c = exponent_words(at + WORDS * ROWS * columns, ROWS * columns, known, WHOLE_N)
         for word in tl.static_range(WORDS):
             fractions = shared.once(at + word * ROWS * columns, known, WHOLE_N)
             for order in tl.static_range(EACH):
@@ -92,55 +90,6 @@ def coded(
         tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=whole)
     else:
         shared.finish(total, out, partial, tickets, m, n, M, N, columns, whole, SPLITS)
-
-
-@triton.jit
-def lined(fractions, ORDER: tl.constexpr):
-    """Words with sign and fraction of their piece `ORDER` where bfloat16 has them, among others'."""
-    if ORDER % 2 == 1:
-        fractions = turned(fractions)
-    if ORDER >= 2:
-        fractions = moved(fractions, 4)
-    return fractions
-
-
-@triton.jit
-def halves(fractions, a, b, c, PIECE: tl.constexpr, EACH: tl.constexpr, DTYPE: tl.constexpr):
-    """Piece `PIECE` as 2^(code - 7) 1.f in `DTYPE`; `EACH` pieces share a word of `fractions`."""
-    HALF: tl.constexpr = DTYPE == tl.float16
-    LOW: tl.constexpr = 10 if HALF else 7  # the lowest bit of the exponent
-    FRACTION: tl.constexpr = 0x7F if EACH == 2 else 0x70
-    exponents = raised_exponents(a, b, c, PIECE, LOW, 0x2000 if HALF else 0x3C00)  # 8 of 15, 120 of 127
-    line = lined(fractions, PIECE % EACH)
-    if HALF:
-        bits = (moved(line, 3) & (FRACTION << 3)) | exponents
-        bits = (line & -0x8000) | bits
-    else:
-        bits = (line & (FRACTION - 0x8000)) | exponents
-    return shared.as_half(bits, DTYPE)
-
-
-@triton.jit
-def raised_exponents(a, b, c, PIECE: tl.constexpr, LOW: tl.constexpr, MAGIC: tl.constexpr):
-    """The code of `PIECE` at bit `LOW`, and the rest of the exponent, `MAGIC`."""
-    if PIECE < 15:
-        word = a if PIECE < 5 else (b if PIECE < 10 else c)
-        bits = shared.raised(moved(word, LOW - 1 - PIECE % 5 * 3), 7 << LOW, MAGIC)
-    else:
-        bits = shared.raised(moved(a, LOW), 1 << LOW, MAGIC)
-        bits |= moved(b, LOW + 1) & (2 << LOW)
-        bits |= moved(c, LOW + 2) & (4 << LOW)
-    return bits
-
-
-@triton.jit
-def turned(words):
-    """Words with their bytes exchanged, two in one operation."""
-    if shared.INTERPRETED:
-        return (words << 8) | ((words >> 8) & 0xFF)
-    return tl.inline_asm_elementwise(
-        "prmt.b32 $0, $1, 0, 0x2301;", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2
-    )
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from kernels.check import checked, excess_of
+from kernels.check import excess_of
 from kernels.coded_product import (
     CodedWeights,
     coded_product,
@@ -28,7 +28,6 @@ from kernels.coded_product import (
     plan_decode,
 )  # fmt: skip
 from kernels.coded_product.packing import FORMATS, PIECES, TILE, exponent_at, fraction_at, windows
-from kernels.coded_product.rows import CODED_KERNELS
 from suite.coding.exponents import Exponents
 from suite.coding.huffman import code_lengths
 from suite.models.checkpoint import REFERENCE
@@ -94,9 +93,9 @@ def test_every_pattern_comes_back(dtype):
     np.testing.assert_array_equal(decode(pack(W)).double().numpy(), twin)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
-    st.sampled_from([BF16, FP8]), st.integers(1, 80), st.integers(1, 600), st.booleans(), st.integers(0, 2**32)
+    st.sampled_from([BF16, FP8]), st.integers(1, 80), st.integers(1, 400), st.booleans(), st.integers(0, 2**32)
 )  # fmt: skip
 def test_decoding_is_bit_exact(dtype, outputs, inputs, trained, seed):
     W = (normal if trained else any_patterns)(seed, outputs, inputs, dtype)
@@ -115,7 +114,7 @@ def test_matrices_of_one_value(dtype, value):
 
 
 def test_programs_that_share_the_inputs_write_their_own_escapes():
-    W = any_patterns(0, 5, 2300, BF16)
+    W = any_patterns(0, 5, 1000, BF16)
     launch = plan_decode(pack(W))
     assert launch.grid[1] > 1
     assert torch.equal(launch.run(), bits_of(W))
@@ -213,7 +212,9 @@ def test_every_number_of_a_window_is_exact_in_every_piece(dtype, activations):
     count = 8 << (1 + kind.mantissa)  # codes, signs, fractions
     base = 120 if dtype == BF16 else 7
     k = torch.arange(TILE)
-    number = (torch.arange(128)[:, None] + 128 * (k // 8 % 2) + (2 << kind.mantissa) * (k % 8)) % count
+    # 16 rows of a piece have all numbers of 128 outputs for BF16, of 8 for FP8
+    n = torch.arange(count // 16)[:, None]
+    number = (n + len(n) * (k // 8 % 2) + (2 << kind.mantissa) * (k % 8)) % count
     field = base + (number >> (1 + kind.mantissa))
     pattern = field << kind.mantissa | number & (2**kind.mantissa - 1)
     pattern |= (number >> kind.mantissa & 1) << (8 * dtype.itemsize - 1)
@@ -235,22 +236,34 @@ def test_escapes_are_exact(dtype):
     assert torch.equal(found.T.double(), 2.0**20 * W.double())
 
 
-@settings(max_examples=12)
-@given(
-    st.sampled_from([BF16, FP8]), st.integers(1, 40), st.integers(1, 80), st.integers(1, 520),
-    st.sampled_from(HALVES), st.integers(0, 2**32),
-)  # fmt: skip
-def test_products_are_within_their_rounding(dtype, rows, outputs, inputs, activations, seed):
+def product_is_close(dtype, activations, rows: int, outputs: int, inputs: int, seed: int) -> None:
     weights = pack(normal(seed, outputs, inputs, dtype))
     x = torch.randn(rows, inputs, generator=generator(seed)).to(activations)
     assert close(coded_product(x, weights), x, weights)
 
 
-@pytest.mark.parametrize("splits", [1, 3, 7])
+@settings(max_examples=2)
+@given(rows=st.integers(1, 40), outputs=st.integers(1, 80), inputs=st.integers(1, 300), seed=st.integers(0, 2**32))
+@BY_TYPE
+@BY_FORMAT
+def test_products_are_within_their_rounding(dtype, activations, rows, outputs, inputs, seed):
+    product_is_close(dtype, activations, rows, outputs, inputs, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(rows=st.integers(1, 70), outputs=st.integers(1, 150), inputs=st.integers(1, 800), seed=st.integers(0, 2**32))
+@BY_TYPE
+@BY_FORMAT
+def test_more_products_are_within_their_rounding(dtype, activations, rows, outputs, inputs, seed):
+    product_is_close(dtype, activations, rows, outputs, inputs, seed)
+
+
+@pytest.mark.parametrize("splits", [2, 4])
 def test_any_number_of_splits_gives_the_product(splits):
-    """Five tiles: three shares of two, two and one; seven leave two programs with escapes alone."""
-    weights = pack(normal(6, 20, 5 * TILE - 3, BF16))
-    x = torch.randn(5, 5 * TILE - 3, generator=generator(7)).half()
+    """Three tiles: two shares of two and one; four leave a program with escapes alone."""
+    weights = pack(normal(6, 20, 3 * TILE - 3, BF16))
+    x = torch.randn(5, 3 * TILE - 3, generator=generator(7)).half()
     launch = plan(x, weights)
     grid, across = launch.grid, launch.grid[0] * launch.grid[1]
     partial, tickets = torch.full((splits, 5, 24), torch.nan), torch.zeros(across, dtype=torch.int32)
@@ -270,11 +283,7 @@ def test_numbers_that_are_none_reach_their_outputs_only():
     assert found[0] == 20 and found[1] == torch.inf and found[2].isnan()
 
 
-@pytest.mark.parametrize("kernel", CODED_KERNELS, ids=lambda kernel: kernel.name)
-def test_rows_pass_their_check(kernel):
-    assert all(check.passed for check in checked(kernel, kernel.check[1], 0, "cpu"))
-
-
+@pytest.mark.slow
 def test_machine_code():
     """Compiled for chips that are not here, with the bounds that the module's docstring reckons with."""
     program = """
