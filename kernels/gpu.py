@@ -48,7 +48,7 @@ class Gpu:
 
     @property
     def rotated_bytes(self) -> int:
-        """How many bytes of weights are called in turns."""
+        """How many bytes of data are called in turns."""
         return rotated_bytes(self._properties.L2_cache_size)
 
     def now(self) -> float:
