@@ -15,7 +15,7 @@ from reports.entropy import Entropy, read_entropy
 from reports.entropy_page import draw_entropy, render_entropy
 from reports.figures import csv_text, pdf, svg
 from reports.frontier import Study, studies
-from reports.kernels import read_kernels
+from reports.kernels import newest, read_kernels
 from reports.kernels_page import Shown, draw_kernels, render_kernels
 from reports.page import Drawn, draw, render
 from reports.sections import Section
@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow,
             every = studies(store)
             found = [study for study in every if not is_dose(study.model)]
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
-            speeds = tuple(store.speeds())
+            speeds = newest(store.speeds())
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
     if not found and not entropy.anything and not coordinates.anything and not speeds:

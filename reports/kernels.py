@@ -80,6 +80,16 @@ def read_kernels(measured: Path = MEASURED, compiled: Path = KEPT) -> Found:
     return Found(results=tuple(newest), compiled=tuple(rows))
 
 
+def newest(rows: Iterable[SpeedRow]) -> tuple[SpeedRow, ...]:
+    """Of runs that differ in code, environment or time alone the newest, in the order of the first of each."""
+    found: dict[tuple[object, ...], SpeedRow] = {}
+    for row in rows:
+        key = (row.model_sha256, row.device, row.threads, row.product, row.prompt, row.tokens)
+        if key not in found or row.started > found[key].started:
+            found[key] = row
+    return tuple(found.values())
+
+
 def verdicts(results: Results | None) -> list[Verdict]:
     """What a run, or none, says of every target."""
     return [verdict(target, results) for target in TARGETS]

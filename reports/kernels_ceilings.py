@@ -136,6 +136,11 @@ def place(row: SpeedRow) -> str:
     return f"CPU, {row.threads} thread{'s' * (row.threads > 1)}"
 
 
+def label(row: SpeedRow) -> str:
+    """The last part of a packed directory's path."""
+    return row.model.rstrip("/").rpartition("/")[2]
+
+
 def cache_of(bits: int) -> CacheFormat:
     """The layout that figures show at a width."""
     return CacheFormat(bits=bits)

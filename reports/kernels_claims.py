@@ -12,6 +12,7 @@ from reports.kernels_ceilings import (
     TOKENS,
     cache_of,
     formats,
+    label,
     place,
     shrunk,
 )
@@ -26,7 +27,7 @@ def speed_claim(found: Found) -> str:
         text += "On a GPU nothing has been measured. "
     if not found.speeds:
         return text + "Nor has a model been timed on a CPU."
-    reached = sorted((row.decode / row.roofline, f"{row.model} on {place(row)}") for row in found.speeds)
+    reached = sorted((row.decode / row.roofline, f"{label(row)} on {place(row)}") for row in found.speeds)
     (least, at_least), (most, at_most) = reached[0], reached[-1]
     shares = f"{least:.2f} of the roofline at the bandwidth measured ({at_least})"
     if len(reached) > 1:
@@ -75,7 +76,7 @@ def fusion_claim(found: Found) -> str:
     for (model, where, product), row in timed.items():
         apart = timed.get((model, where, "dequantize"))
         if product == "auto" and apart and row.decode_ratio and apart.decode_ratio:
-            text += (f" Measured ({row.model}, {where}): {apart.decode_ratio:.2f} times the speed of bfloat16 where "
+            text += (f" Measured ({label(row)}, {where}): {apart.decode_ratio:.2f} times the speed of bfloat16 where "
                      f"weights are dequantized apart, {row.decode_ratio:.2f} as products were chosen.")  # fmt: skip
     return text
 

@@ -12,7 +12,7 @@ from reports.drawing import COLORS, INK, STYLE, plain_number
 from reports.entropy_drawing import WIDE_INCHES
 from reports.entropy_figures import ORIGIN
 from reports.figures import Plot
-from reports.kernels_ceilings import place
+from reports.kernels_ceilings import label, place
 from reports.page import number
 from suite.store import SpeedRow
 
@@ -47,10 +47,10 @@ _HEADER = (
 
 
 def name(row: SpeedRow) -> str:
-    """The model, its method and width, and the product that was asked for where one was."""
+    """The model, its method and width, the product if one was asked for, and the device."""
     bits = "" if row.bits is None else f" {row.bits:g}"
     asked = "" if row.product == "auto" else f", {row.product}"
-    return f"{row.model}, {row.method}{bits}{asked}, {place(row)}"
+    return f"{label(row)}, {row.method}{bits}{asked}, {place(row)}"
 
 
 def _row(row: SpeedRow) -> tuple[str, ...]:

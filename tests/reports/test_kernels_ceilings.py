@@ -12,10 +12,10 @@ from kernels.kernel import Size
 from kernels.table import kernel_named
 from reports.command import report
 from reports.figures import csv_text, png, svg
-from reports.kernels import Found
+from reports.kernels import Found, newest
 from reports.kernels_ceilings import FORMATS, TOKENS, WIDTHS, formats
 from reports.kernels_ceilings_figures import ceiling_plots
-from reports.kernels_models import models_plot
+from reports.kernels_models import models_plot, name
 from suite.store import Store
 from theory.roofline import DECODERS, DEVICES
 
@@ -85,17 +85,17 @@ def test_sizes_are_shares_of_fp32():
     assert "0.373 saved" in claim
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_formats_bits_are_those_that_its_kernel_reads(name):
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_formats_bits_are_those_that_its_kernel_reads(format_):
     outputs, inputs = 128, 10_240  # nothing is padded, not even five in a byte
-    kernel = kernel_named(name)
+    kernel = kernel_named(format_)
     group = min(kernel.bench[0].group, 128)
-    made = kernel.inputs(Size(1, outputs, inputs, inputs if name == "fp8-gemv" else group), 0, "cpu")
+    made = kernel.inputs(Size(1, outputs, inputs, inputs if format_ == "fp8-gemv" else group), 0, "cpu")
     weights = next(value for value in made if hasattr(value, "__dataclass_fields__"))
     parts = {f.name: getattr(weights, f.name) for f in fields(weights)}
     read = sum(8 * v.nbytes for n, v in parts.items() if isinstance(v, torch.Tensor) and n not in TABLES)
     # beside what is counted a scale for each row at most, of up to 32 bits
-    assert FORMATS[name][1] <= read / (outputs * inputs) <= FORMATS[name][1] + 32 / inputs
+    assert FORMATS[format_][1] <= read / (outputs * inputs) <= FORMATS[format_][1] + 32 / inputs
 
 
 def test_the_lower_roof_is_the_lower_one_and_measurements_stand_beside():
@@ -131,6 +131,13 @@ def test_models_stand_beside_bfloat16_and_the_roofline():
     assert "auto: Int4Pack, Dense from 32 rows on (21 layers)" in plot.rows[0][1]
     assert svg(plot, "x").startswith("<?xml") and png(plot, dpi=20).startswith(b"\x89PNG")
     assert models_plot(()) is None
+
+
+def test_of_runs_that_differ_in_code_alone_the_newest_is_shown():
+    first, other = speed_row(model="some/where/packed"), speed_row(product="dense")
+    second = replace(first, code="1.1", decode=130.0, started="2026-02-01T00:00:00Z")
+    assert newest([first, other, second]) == newest([second, other, first]) == (second, other)
+    assert name(second) == "packed, rtn 4, CPU, 2 threads" and name(other).endswith("dense, CPU, 2 threads")
 
 
 def test_a_store_of_speeds_alone_has_its_page(tmp_path):
