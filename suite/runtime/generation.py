@@ -2,11 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from transformers.cache_utils import Cache
 
-from suite.kv_cache.cache import QuantizedCache
 from suite.runtime.model import Runtime
 
 
@@ -39,9 +39,15 @@ def generate(
         raise ValueError(f"{tokens} tokens behind a prompt of {len(prompt)}: expected 1 or more of both, "
                          f"{context + 1} or less together")  # fmt: skip
     cache, fed = runtime.new_cache(), prompt[None].to(runtime.device)
+    at_once = getattr(cache, "at_once", len(prompt))  # tokens of a prompt that a cache takes in one run
     picks, kept, times = [], [], []
     for i in range(tokens):
         begun = time.perf_counter()
+        if i == 0 and at_once < len(prompt):
+            ends = [0, *range(at_once, len(prompt))]
+            for start, end in pairwise(ends):
+                runtime.model(fed[:, start:end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            fed = fed[:, -1:]
         logits = runtime.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].float()
         pick = int((logits == logits.max()).nonzero()[0])
         times.append(time.perf_counter() - begun)
@@ -55,6 +61,6 @@ def generate(
 
 
 def _held(cache: Cache) -> int:
-    if isinstance(cache, QuantizedCache):
-        return cache.n_bytes
+    if hasattr(cache, "n_bytes"):  # ours
+        return int(cache.n_bytes)
     return sum(getattr(layer, name).nbytes for layer in cache.layers for name in ("keys", "values"))

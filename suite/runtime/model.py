@@ -100,6 +100,12 @@ def packed_runtime(packed: PackedModel, chooser: Chooser | None) -> Runtime:
     target = packed.recipe.held_cache
     if target is None:
         return Runtime(model, lambda: DynamicCache(config=checkpoint.config), chooser)
+    if chooser is not None and (device.type == "cuda" or chooser.asked == "kernel"):
+        from suite.runtime import packed_cache  # Triton is imported for those alone who ask for it
+
+        packed_cache.PackedCache(model.config, target)  # refuses here what it does not take
+        model.set_attn_implementation(packed_cache.NAME)
+        return Runtime(model, lambda: packed_cache.PackedCache(model.config, target), chooser)
     model.set_attn_implementation(NAME)
     tables = [packed.cache_tables(i) for i in range(checkpoint.n_blocks)]
     return Runtime(model, lambda: QuantizedCache(model.config, target, tables), chooser)
