@@ -1,6 +1,6 @@
 """Weights rounded and packed on a GPU, for every layout that a product reads, and keys and values for a cache.
 
-What is searched rather than rounded (E8P, trellises, AQLM's codebooks) and what is coded without loss has no place here.
+Not for what is searched rather than rounded (E8P, trellises, AQLM's codebooks) or coded without loss.
 """
 
 from kernels.quantize_pack.cache import quantize_keys, quantize_values
