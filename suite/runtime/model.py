@@ -3,7 +3,8 @@
 The runtime computes in bfloat16, as the unquantized model beside it does. A recipe that rounds activations or the
 cache, or maps inputs at run time, is defined by what float32 gives there; its model computes in float32, and its
 products round at their edges what they round. Keys that a transform rotates for no cache's sake are left as they are:
-queries are rotated with them, and scores do not change.
+queries are rotated with them, and scores do not change. On a GPU our kernel attends to caches of KIVI's kind
+(`suite.runtime.packed_cache`), and others are refused; on a CPU all are `suite.kv_cache`'s.
 """
 
 import copy

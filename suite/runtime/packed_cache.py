@@ -156,8 +156,9 @@ def _tensors(cache: cache_attention.Cache) -> dict[str, torch.Tensor]:
 def _grown(cache: cache_attention.Cache) -> cache_attention.Cache:
     """The same with room for twice as many tokens: what is not the window's has tokens, or tiles of them, third."""
     names = ("keys", "values", "key_scale", "key_least", "value_scale", "value_least")
-    parts = {name: x for name, x in _tensors(cache).items() if name in names}
-    return replace(cache, **{name: torch.cat([x, torch.zeros_like(x)], 2) for name, x in parts.items()})
+    held = _tensors(cache)
+    parts: dict[str, Any] = {name: torch.cat([held[name], torch.zeros_like(held[name])], 2) for name in names}
+    return replace(cache, **parts)
 
 
 AttentionInterface.register(NAME, attention)
