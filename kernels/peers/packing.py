@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kernels.contender import Contender, n_copies
+from kernels.contender import Absent, Contender, n_copies
 from kernels.peers.package import module
 from kernels.peers.products import NF4_BLOCK
 from kernels.table_product.packing import NF4
@@ -16,6 +16,8 @@ def bitsandbytes_pack(size: Any, seed: int, device: str, rotated_bytes: int) -> 
 
     `quantize_4bit` itself sends the table to the device each time, which a CUDA graph does not take.
     """
+    if size.inputs % NF4_BLOCK:
+        raise Absent(f"rows of {size.inputs} do not divide into blocks of {NF4_BLOCK}")
     module("bitsandbytes")
     draw = torch.Generator(device).manual_seed(seed)
     W = torch.randn(size.outputs, size.inputs, generator=draw, device=device).half()

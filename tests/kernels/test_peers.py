@@ -35,6 +35,8 @@ def test_bitsandbytes_packs_to_the_nearest_level():
     assert 0.9 < made.excess((packed, scale), made.reference, made.tolerance) <= 1
     swapped = packed << 4 | packed >> 4
     assert made.excess((swapped, scale), made.reference, made.tolerance) > 2
+    with pytest.raises(Absent, match="rows of 96 do not divide"):
+        packing.bitsandbytes_pack(Matrix(24, 96), 0, "cpu", 10_000)
 
 
 def test_operations_of_aten_are_there_with_the_arguments_they_are_called_with():
