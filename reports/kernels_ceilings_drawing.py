@@ -127,14 +127,14 @@ _SIZES = (("o", GREY), ("s", COLORS[0]), ("^", COLORS[4]), ("D", COLORS[1]))
 def draw_sizes(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Figure:
     """A row for each model, and by what share it is smaller than in FP32; `shares` has them by what is counted."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 1.5 + 0.3 * len(names)))
+        figure = Figure(figsize=(WIDE_INCHES, 1.2 + 0.3 * len(names)))
         ax = figure.add_subplot()
         for (label, values), (shape, color) in zip(shares.items(), _SIZES, strict=True):
             ax.plot([100 * x for x in values], range(len(names)), shape, color=color, markersize=6, label=label)
         ax.set_yticks(range(len(names)), list(names))
         ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="smaller than in FP32 (%)")
         ax.tick_params(axis="y", length=0)
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=9)
         return figure
 
 

@@ -19,7 +19,7 @@ from suite.store import Histogram, Store
 
 @pytest.fixture(scope="module")
 def sections(entropy_path):
-    found, entropy, _ = read(entropy_path)
+    found, entropy, *_ = read(entropy_path)
     return draw_entropy(entropy, draw(found))
 
 
@@ -129,7 +129,7 @@ def test_the_pages_name_each_other(entropy_path, html):
 def test_a_store_of_sizes_alone_has_an_entropy_page(tmp_path):
     with Store(tmp_path / "s.db") as store:
         store.put_sizes(coded_sizes()[:40], weight_shapes()[:1])
-    found, entropy, _ = read(tmp_path / "s.db")
+    found, entropy, *_ = read(tmp_path / "s.db")
     assert found == [] and [s.stem for s in draw_entropy(entropy, [])] == ["entropy"]
 
 
@@ -137,7 +137,7 @@ def drawn_of(path, sizes=(), shapes=(), histograms=(), **changes):
     with Store(path) as store:
         store.put(record(**changes), histograms=histograms)
         store.put_sizes(sizes, shapes)
-    found, entropy, _ = read(path)
+    found, entropy, *_ = read(path)
     return draw_entropy(entropy, draw(found)) if entropy.anything else []
 
 
@@ -172,7 +172,7 @@ def test_odd_rows_do_not_break_figures(name, tmp_path):
 def test_models_called_like_figures_share_no_ids(tmp_path):
     path = tmp_path / "s.db"
     fill_entropy(path, [measured(name, "rtn", 3, bpw_coded=2.9) for name in ("coders", "section", "entropy")])
-    found, entropy, _ = read(path)
+    found, entropy, *_ = read(path)
     html = render_entropy(draw_entropy(entropy, draw(found)), beside_report=True)
     ids = re.findall(r'\bid="(.*?)"', html)
     assert len(set(ids)) == len(ids)
