@@ -11,8 +11,8 @@ written and 17 for half of one.
   values whose odd factor leaves no room for matrices of 64 (1715 for 172). B < 64 would need fewer operations, but more
   instructions, and matrix units of Hopper are slow with fewer columns.
 - Instructions, with B = 64, are 5 to 7 in rows of up to 256 values, 8 to 12 in others with few zeros and up to 19 with
-  many (36 or 40 rows of 64, 144 of 192), 11 to 23 with rounding to int4. So for int4 they bind, too, where n is 36, 40
-  or 172 times a power of two, by up to 1.4.
+  many (36 or 40 rows of 64, 144 of 192), 11 to 23 with rounding to codes. So for codes they bind, too, where n is 36,
+  40 or 172 times a power of two, by up to 1.4.
 
 Else memory binds, where loads overlap with work: two to four programs share a multiprocessor and take row after row,
 the next ones under way in shared memory; of rows above 16,384, and of 108 x 128, there is room for one.

@@ -8,8 +8,8 @@ of the result's accuracy if it took these sums in 16 bits; it takes their upper 
 2^-16 of them is lost, and no exponent is out of range. Rows of up to 256 values need no product from the left: 64 rows
 are a matrix. Of rows of A < 64, 64 / A are taken at a time, with that many H_A along the diagonal of the left factor.
 
-How n is split, and what binds then, is in `kernels.fast_hadamard.shapes`. Triton 3.6 cannot compile rows above 16,384
-for Blackwell; 3.9 can.
+How n is split, and what binds then, is in `kernels.fast_hadamard.shapes`. Triton 3.6 compiles rows above 16,384 to
+nothing for Blackwell, without a word; 3.9 does as it should, those between were not tried.
 """
 
 # Tuples grow while loops unroll, and Triton has no unpacking in them:
@@ -34,6 +34,7 @@ from kernels.product.triton import triton_type
 
 INTERPRETED = tl.constexpr(interpreted())
 SHORT = tl.constexpr(tl.float32 if interpreted() else tl.bfloat16)  # the interpreter has no arithmetic in bfloat16
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 ENCODERS = {"int8": encoding.int8, "int4": encoding.int4, "e4m3": encoding.e4m3}
 
 
@@ -191,6 +192,8 @@ def plan(x: torch.Tensor, inverse: bool = False, format: str | None = None) -> L
 def _launch(x: torch.Tensor, inverse: bool, format: str | None, capability: tuple[int, int]) -> Launch:
     rows, n = x.shape
     shape = shape_of(n)
+    if TRITON < (3, 9) and shape.stages(capability) == 1:
+        raise ValueError(f"rows of {n} values on Blackwell with Triton {triton.__version__}, expected 3.9 or later")
     left, right = matrices(shape, inverse, x.device)
     units = triton.cdiv(rows, shape.rows)
     programs = min(units, shape.resident * multiprocessors(x.device))
@@ -230,7 +233,8 @@ def fast_hadamard(x: torch.Tensor, inverse: bool = False) -> torch.Tensor:
     H is that of `kernels.hadamard`; sums are in float32, and at most 2^-16 of each first one is lost. A NaN or infinity
     makes its row NaN, and of 257 to 6272 values those that share a matrix with it, up to 7 others. Raises `ValueError`
     for what is no such x, sizes without a Hadamard matrix, and those of more than 128 x 256 values or with factors that
-    do not split into matrices; all multiples of 12, 20, 28, 36, 40, 108 and 172 by powers of two up to 32,768 do.
+    do not split into matrices; all multiples of 12, 20, 28, 36, 40, 108 and 172 by powers of two up to 32,768 do. Rows
+    above 16,384 need Triton 3.9 on Blackwell.
     """
     return plan(x, inverse).run()
 

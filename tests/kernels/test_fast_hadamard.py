@@ -17,6 +17,7 @@ from kernels.check import excess_of
 from kernels.codes import LARGEST, values
 from kernels.compiler import SHARED_LIMIT
 from kernels.fast_hadamard import decode, fast_hadamard, hadamard_quantize, hadamard_reference, plan
+from kernels.fast_hadamard import triton as fast_hadamard_triton
 from kernels.fast_hadamard.reference import excess_of_codes
 from kernels.fast_hadamard.rows import TOLERANCE
 from kernels.fast_hadamard.shapes import shape_of
@@ -232,7 +233,16 @@ def test_a_plan_needs_no_values(n, format):
     launch = plan(torch.empty(4096, n, dtype=torch.float16, device="meta"), format=format)
     rows, columns = launch.outputs[0].shape
     assert (rows, columns) == (4096, n if format is None else n // 2)
-    assert launch.elsewhere((10, 0)).constants["STAGES"] == (1 if n == 32768 else 3)
+    if fast_hadamard_triton.TRITON >= (3, 9):
+        assert launch.elsewhere((10, 0)).constants["STAGES"] == (1 if n == 32768 else 3)
+
+
+def test_triton_that_compiles_long_rows_to_nothing_is_refused(monkeypatch):
+    x = torch.empty(4096, 18432, dtype=torch.float16, device="meta")
+    monkeypatch.setattr(fast_hadamard_triton, "TRITON", (3, 6))
+    with pytest.raises(ValueError, match=r"rows of 18432 values on Blackwell with Triton .*, expected 3\.9 or later"):
+        plan(x).elsewhere((10, 0))
+    assert plan(x[:, :16384].contiguous()).elsewhere((10, 0)).num_warps == 4
 
 
 def test_several_rows_take_more_warps_on_blackwell():
