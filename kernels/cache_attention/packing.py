@@ -71,7 +71,9 @@ def pack(
     """Round keys and values (batch, heads, n, D), float16, of `tokens` (batch,), int32, 1 to n for each sequence.
 
     As KIVI does token by token: keys leave the window when it is full, all at once, values when it is more than full.
-    `window` is a multiple of `key_group`. `capacity` is n, or more, in whole tiles. With 16 bits nothing is rounded.
+    `window` is a multiple of `key_group`, which is one of 32, and `value_group` a multiple of the channels that the
+    kernel takes at once (D bits / 16, at most 128 bits / 16). `capacity` is n, or more, in whole tiles. With 16 bits
+    nothing is rounded.
     A group of equal values has scale 0. Raises `ValueError` for what does not fit, and for values that are not finite.
     """
     require("keys", keys, shape=(None, None, None, None), dtypes=(torch.float16,))

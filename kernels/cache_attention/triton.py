@@ -16,7 +16,8 @@ number, rounded once.
 
 Slots for each number, compiled for Hopper: 2.8 at 4 and 2 bits with 128 channels, 3.5 at 4 bits with 64. Others are
 dearer. Runs of channels are padded to 16, 32, 64 or 128 in registers, not in memory: 64 channels at 2 bits make runs of
-8, and 80, 96 and 112 channels are reckoned as 128, and 80 and 112 are copied by 8 bytes at 4 bits and by 4 at 2.
+8, 5.8 slots; 80, 96 and 112 channels are reckoned as 128, and 80 and 112 are copied by 8 bytes at 4 bits and by 4 at 2.
+256 channels fill the registers: at 4 bits they fit, at 2 and 16 bits a few words are spilled by Triton 3.9.
 
 Tokens that are not read from codes yet, fewer than two tiles and a window, are left to the last program, which reads
 them from the ring of the newest, with masks that the loop over codes does without. A cache of 16 bits is all ring, one
