@@ -49,12 +49,7 @@ def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32, scale: flo
 def same(found: object, wanted: object) -> bool:
     """Whether two packed matrices agree in all their parts; a zero point may be -0 in one and 0 in the other."""
     pairs = [(getattr(found, field.name), getattr(wanted, field.name)) for field in fields(found)]
-    return all(
-        torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-        if torch.is_tensor(a)
-        else a == b
-        for a, b in pairs
-    )
+    return all(bool((a == b).all()) if torch.is_tensor(a) else a == b for a, b in pairs)
 
 
 # arithmetic
@@ -123,7 +118,7 @@ def test_base_three_bytes():
 # integers
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.integers(1, 40), st.integers(1, 300), st.sampled_from([2, 3, 4, 8]), st.sampled_from([1, 2, 3, 4, 8, None]),
        st.sampled_from(integers.CONVENTIONS), TYPES, SEEDS)  # fmt: skip
 def test_integers_are_those_of_the_grid(outputs, inputs, bits, runs, convention, dtype, seed):
@@ -153,7 +148,7 @@ def test_ranges_at_the_ends_of_float16(convention):
 # tables
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.integers(1, 20), st.integers(1, 200), st.sampled_from([16, 64, 128, None]), TYPES, SEEDS)
 def test_nf4_is_that_of_the_grid(outputs, inputs, group, dtype, seed):
     W = drawn(seed, outputs, inputs, dtype=dtype)
@@ -180,7 +175,7 @@ def test_any_ascending_table(seed):
 # floating point
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.integers(1, 20), st.integers(1, 200), st.sampled_from([E2M1, E2M3, E3M2, E4M3, E5M2]),
        st.sampled_from(["e8m0", "e4m3", "float16"]), TYPES, SEEDS)  # fmt: skip
 def test_floats_are_those_of_the_grid(outputs, inputs, format, scales, dtype, seed):
@@ -226,7 +221,7 @@ def test_matrices_of_zeros():
 # ternary
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.integers(1, 50), st.integers(1, 700), st.sampled_from([4, 5]), st.booleans(), TYPES, SEEDS)
 def test_trits_are_those_of_the_grid(outputs, inputs, per_byte, per_output, dtype, seed):
     W = drawn(seed, outputs, inputs, dtype=dtype)
@@ -248,8 +243,8 @@ def test_the_scale_of_ternary_weights_is_the_mean_magnitude():
 # caches
 
 
-@settings(max_examples=6)
-@given(st.integers(1, 2), st.integers(1, 200), st.sampled_from([64, 128]), st.sampled_from([2, 4]),
+@settings(max_examples=4)
+@given(st.integers(1, 2), st.integers(1, 150), st.sampled_from([64, 128]), st.sampled_from([2, 4]),
        st.sampled_from([32, 64, 128]), st.sampled_from([32, 64]), SEEDS)  # fmt: skip
 def test_caches_are_those_of_attention(heads, length, width, bits, key_group, value_group, seed):
     draw = torch.Generator().manual_seed(seed)
