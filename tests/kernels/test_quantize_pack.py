@@ -95,7 +95,7 @@ def _odd(x, low, out, BLOCK: tl.constexpr):
 def test_differences_are_rounded_to_odd():
     """Above, equal to or below every number of 16 bits as the exact difference is: exact, or odd and on its side."""
     draw = torch.Generator().manual_seed(0)
-    size = 2.0 ** torch.randint(-14, 15, (2, 4096), generator=draw)
+    size = 2.0 ** torch.randint(-14, 13, (2, 4096), generator=draw)
     x, low = (torch.randn(2, 4096, generator=draw) * size).half().float()
     x, low = torch.maximum(x, low), torch.minimum(x, low)
     x[0], low[0] = 1.5, 3 * 2.0**-24
@@ -105,7 +105,7 @@ def test_differences_are_rounded_to_odd():
     inexact = out.double() != exact
     assert inexact[0] and 100 < inexact.sum() < 4000
     assert ((out.view(torch.int32) & 1) == 1)[inexact].all()
-    assert ((out.double() - exact).abs() < torch.finfo(torch.float32).eps * exact).all()
+    assert ((out.double() - exact).abs() <= torch.finfo(torch.float32).eps * exact).all()
     assert "sub.rz.f32 cut, $1, $2; sub.rp.f32 up, $1, $2;" in cache.ODD_ASSEMBLY.value
     table = int(cache.ODD_ASSEMBLY.value.split("1, ")[-1].split(";")[0], 16)
     assert table == 0xF0 | ((0xF0 ^ 0xCC) & 0xAA)
