@@ -152,7 +152,8 @@ def _tokens(what: str, bits: int) -> Kernel:
         name=f"pack-{what}-{bits}bit", reference=tokens_reference, kernel=partial(_run, plan=cache.plan),
         plan=cache.plan, inputs=partial(tokens, what=what, bits=bits), check=ragged, bench=TOKENS_BENCH,
         # 2-bit values of 64 channels have 8 bytes of stack reserved that nothing uses
-        compile=TOKENS_COMPILE[:2] if (what, bits) == ("values", 2) else TOKENS_COMPILE, tolerance=0.0, excess=excess, operation="pack",
+        compile=TOKENS_COMPILE[:2] if (what, bits) == ("values", 2) else TOKENS_COMPILE,
+        tolerance=0.0, excess=excess, operation="pack",
     )  # fmt: skip
 
 
