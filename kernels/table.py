@@ -10,6 +10,7 @@ from kernels.integer_product.rows import INTEGER_KERNELS
 from kernels.kernel import Kernel
 from kernels.lattice_product.rows import LATTICE_KERNELS
 from kernels.norm_quantize.rows import NORM_KERNELS
+from kernels.quantize_pack.rows import PACK_KERNELS
 from kernels.table_product.rows import TABLE_KERNELS
 from kernels.ternary_product.rows import TERNARY_KERNELS
 from kernels.trellis_product.rows import TRELLIS_KERNELS
@@ -17,6 +18,7 @@ from kernels.trellis_product.rows import TRELLIS_KERNELS
 KERNELS: tuple[Kernel, ...] = (
     *INTEGER_KERNELS, *FLOAT_KERNELS, *TABLE_KERNELS, *TERNARY_KERNELS, *LATTICE_KERNELS, *CODEBOOK_KERNELS,
     *TRELLIS_KERNELS, *BYTE_KERNELS, *CODED_KERNELS, *CACHE_ATTENTION_KERNELS, *HADAMARD_KERNELS, *NORM_KERNELS,
+    *PACK_KERNELS,
 )  # fmt: skip
 
 

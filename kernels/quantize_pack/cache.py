@@ -86,8 +86,8 @@ def keys(
                 high = tl.maximum(high, more)
             low, high = tl.min(low, 0), tl.max(high, 0)
             step, lowest = stepped(low, high, scale + j * WIDTH + c, least + j * WIDTH + c, True, BITS)
-            steps += (step,)
-            lows += (lowest,)
+            steps += (step,)  # type: ignore[assignment]
+            lows += (lowest,)  # type: ignore[assignment]
         for turn in range(GROUP // TOKENS):
             token = first + turn * TOKENS + i
             held = pieces(x, token, c, length, D, PIECES)
@@ -133,7 +133,7 @@ def pieces(x, token, c, length, D: tl.constexpr, PIECES: tl.constexpr):
     """All channels of tokens: those that are the lowest in their words, those that are the next, and so on."""
     held = ()
     for j in tl.static_range(PIECES):
-        held += (piece(x, token, j * (D // PIECES) + c, length, D),)
+        held += (piece(x, token, j * (D // PIECES) + c, length, D),)  # type: ignore[assignment]
     return held
 
 

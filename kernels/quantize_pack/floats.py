@@ -175,7 +175,9 @@ def quantize_floats(
         if scales == "e8m0":
             factor, spread = _relative(octets)
         else:
-            factor = float(launch.arguments["factor"]) / 128
+            given = launch.arguments["factor"]
+            assert given is not None
+            factor = float(given) / 128
     return FloatWeights(
         words=words, scale=scale, factor=factor, scales=scales if SCALES[scales] else "float32", format=format,
         outputs=W.shape[0], inputs=W.shape[1], group=launch.constants["GROUP"], block=block, spread=spread,

@@ -42,7 +42,7 @@ def quantize_trits(
     for i in tl.static_range(PER_BYTE):
         k = (t * PER_BYTE + i) * ROWS + r
         at = W + n.to(tl.int64)[:, None] * K + k[None, :]
-        held += (tl.load(at, mask=known & (k < K)[None, :], other=0.0),)
+        held += (tl.load(at, mask=known & (k < K)[None, :], other=0.0),)  # type: ignore[assignment]
     if PER_OUTPUT:
         s = tl.load(scale + n, mask=n < N, other=1.0)
     else:

@@ -97,7 +97,7 @@ def tile(
     """Pack tile t of outputs n, and find its scales unless `side` is known."""
     held = ()
     for i in tl.static_range(PIECES):
-        held += (piece(W, n, (t * PIECES + i) * ROWS + r, N, K, WHOLE),)
+        held += (piece(W, n, (t * PIECES + i) * ROWS + r, N, K, WHOLE),)  # type: ignore[assignment]
     a = tl.zeros([BLOCK_N, ROWS], tl.int32)
     b = a
     c = a
@@ -184,7 +184,7 @@ def measured(
     for turn in range(0, tl.cdiv(min(GROUP, K - start), EACH * ROWS)):
         held = ()
         for i in tl.static_range(EACH):
-            held += (piece(W, n, start + (turn * EACH + i) * ROWS + r, N, K, WHOLE),)
+            held += (piece(W, n, start + (turn * EACH + i) * ROWS + r, N, K, WHOLE),)  # type: ignore[assignment]
         for i in tl.static_range(EACH):
             low, high = stretched(low, high, held[i], n, start + (turn * EACH + i) * ROWS + r, N, K, WHOLE)
     return low, high
@@ -253,7 +253,7 @@ def moved(code, BITS: tl.constexpr, SHIFT: tl.constexpr, MASK: tl.constexpr, AT:
 
 def _places() -> dict[tuple[int, bool, int, int], list[tuple[int, int, int]]]:
     """Where pieces have their bits: see `part`, by width, whether codes have signs, piece and plane."""
-    found = {}
+    found: dict[tuple[int, bool, int, int], list[tuple[int, int, int]]] = {}
     for layout, where in ((layout, fields) for layout in map(Layout, (2, 3, 4, 8))):
         found |= _of(layout, where)
     for layout in (Layout(4, 16, 2), Layout(6), Layout(8)):

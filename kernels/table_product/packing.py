@@ -66,19 +66,20 @@ def pack(
 ) -> TableWeights:
     """Lay out codes (outputs, inputs) in [0, 16) with `scale` (outputs, ceil(inputs / group)) and `table` (16,).
 
-    `group` None means one scale for all inputs of an output. Scales are float16 or float32, with `second` codes in
-    uint8. The table's entries, float16 or float32, are rounded to the type of the activations that they will meet
-    (half to even). Raises `ValueError` for groups that are no multiple of 16, for shapes and types that do not match,
-    codes out of range and entries that float16 cannot hold.
+    `group` None means one scale for all inputs of an output, as any group does that holds them. Scales are float16 or
+    float32, with `second` codes in uint8. The table's entries, float16 or float32, are rounded to the type of the
+    activations that they will meet (half to even). Raises `ValueError` for smaller groups that are no multiple of 16,
+    for shapes and types that do not match, codes out of range and entries that float16 cannot hold.
     """
     require("codes", codes, shape=(None, None), dtypes=(torch.uint8, torch.int32, torch.int64))
     if not codes.numel():
         raise ValueError(f"codes has shape {tuple(codes.shape)}, expected at least one weight")
     outputs, inputs = codes.shape
-    group = LAYOUT.tiles(inputs) * LAYOUT.inputs if group is None else group
+    shape = (outputs, 1 if group is None else -(-inputs // max(group, 1)))
+    group = LAYOUT.tiles(inputs) * LAYOUT.inputs if group is None or group >= inputs else group
     require_multiple("group", group, LAYOUT.rows)
     kinds = (torch.float16, torch.float32) if second is None else (torch.uint8,)
-    require("scale", scale, shape=(outputs, -(-inputs // group)), dtypes=kinds, device=codes.device)
+    require("scale", scale, shape=shape, dtypes=kinds, device=codes.device)
     require("table", table, shape=(16,), dtypes=(torch.float16, torch.float32), device=codes.device)
     if not bool((table.abs() <= LARGEST).all()):
         raise ValueError(f"table has entries {table.tolist()}, expected finite ones up to {LARGEST:g} in magnitude")

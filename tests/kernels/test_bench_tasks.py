@@ -12,12 +12,11 @@ from kernels.fast_hadamard.rows import Rows
 from kernels.kernel import Kernel, Size
 from kernels.norm_quantize.rows import Tokens
 from kernels.peers import PEERS
-from kernels.quantize_pack.rows import PACK_KERNELS
 from kernels.results import CLONE, COPY, DENSE, READ, Results, Shape, Task
 from kernels.table import KERNELS, kernel_named
 from kernels.targets import TARGETS, large, targeted
 
-ROWS = tuple({kernel.name: kernel for kernel in (*KERNELS, *PACK_KERNELS)}.values())
+ROWS = KERNELS
 PLAN = bench.planned(ROWS)
 
 
