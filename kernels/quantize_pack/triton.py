@@ -312,7 +312,8 @@ def plan(
     outputs, inputs = W.shape
     tiles, columns = layout.tiles(inputs), layouts.columns(outputs)
     whole = tiles * layout.inputs
-    group = whole if group is None or (group >= inputs and block == 1) else group
+    fixed = block > 1 or scale_type not in (torch.float16, torch.float32)  # by the format: scales of a byte
+    group = whole if group is None or (group >= inputs and not fixed) else group
     require_multiple("group", group, layout.rows)
     if tiles * layout.planes * layout.rows * columns >= 2**31:
         raise ValueError(f"W has shape {tuple(W.shape)}, expected less than 2^31 words of 16 bits")
