@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from suite.adaptation.quantization_aware import QuantizationAware
 from suite.cells import Cell, Pick
 from suite.environment import environment_key
 from suite.models.checkpoint import Checkpoint, load_model
@@ -24,6 +25,7 @@ class Setting:
     model: str
     calibration: str | None = None
     evaluation: str | None = None
+    training: str | None = None
     length: int | None = None
     calibration_tokens: int | None = None
     evaluation_tokens: int | None = None
@@ -56,10 +58,17 @@ class Bench:
     calibration: Tokens
     evaluation: Tokens
 
+    @property
+    def training(self) -> Tokens:
+        """What models are trained on, as long as evaluation rows; read when it is first asked for."""
+        return open_training(self.setting)
+
     def cell(self, pick: Pick) -> Cell:
         """The cell that a pick is on this bench."""
+        trains = isinstance(pick.recipe.adaptation, QuantizationAware)
         return Cell(model_sha256=self.checkpoint.sha256, recipe=str(pick.recipe), bits=pick.bits, seed=self.seed,
                     calibration_sha256=self.calibration.sha256, evaluation_sha256=self.evaluation.sha256,
+                    training_sha256=self.training.sha256 if trains else None,
                     length=self.evaluation.rows.shape[1])  # fmt: skip
 
 
@@ -105,9 +114,16 @@ open_model = lru_cache(maxsize=1)(load_model)  # hashing a checkpoint reads all 
 open_packed = lru_cache(maxsize=1)(PackedModel.open)  # so does checking a packed one
 
 
+@lru_cache(maxsize=1)
+def open_training(setting: Setting) -> Tokens:
+    """The training rows of a run, which all of its cells share."""
+    checkpoint = open_model(setting.model)
+    return load_tokens(setting.training, "training", checkpoint, _length(setting, checkpoint))
+
+
 def forget() -> None:
     """Open everything anew from now on: files may have changed."""
-    for opened in (open_bench, open_model, open_packed):
+    for opened in (open_bench, open_model, open_packed, open_training):
         opened.cache_clear()
 
 

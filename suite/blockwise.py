@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from suite.activations import has_static_scale, quantize_activations
+from suite.adaptation.block_tuning import BlockTuning
 from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
@@ -27,6 +28,17 @@ from suite.store import LayerRecord
 from suite.transforms import Map, Scale
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What quantization-aware training learned beside weights: grids' parameters by layer and name, ranges by layer."""
+
+    parameters: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    ranges: Mapping[str, float] = field(default_factory=dict)
+
+
+NOTHING_TRAINED = Trained()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +92,20 @@ def quantize_block(
     hidden: torch.Tensor | None,
     original: torch.Tensor | None = None,
     tables: Tables = NO_TABLES,
+    trained: Trained = NOTHING_TRAINED,
 ) -> QuantizedBlock:
     """Quantize block `i` in place. What transforms leave unquantized is rounded to the type it is stored in.
 
     `statistics` are those of the unquantized model, by the first layer of each site. `hidden` (rows, length, hidden)
     are the calibration rows as the quantized model so far hands them to this block, and `original` the same rows in the
     unquantized model, where the recipe follows them (`Recipe.streams`). With quantized inputs a site is measured when
-    everything before it is quantized. `tables` are the learned ones of the block's cache.
+    everything before it is quantized. `tables` are the learned ones of the block's cache, and `trained` what a
+    quantization-aware training learned of grids and static scales.
     """
     architecture, done = checkpoint.architecture, QuantizedBlock(tables=tables)
     read = {layer: linear(block, layer).weight.clone() for layer in architecture.layers}
     coordinates = transform_block(checkpoint, i, block, recipe, statistics, seed)
-    if original is not None or recipe.adaptation is not None:
+    if original is not None or isinstance(recipe.adaptation, BlockTuning):
         done = replace(done, unquantized=copy.deepcopy(block))
     _round_to_stored(checkpoint, i, block, recipe)
     if recipe.held_cache is not None:
@@ -118,11 +132,12 @@ def quantize_block(
                 frame = None
                 if recipe.incoherence is not None:
                     frame = supported(recipe.incoherence.fit, tuple(module.weight.shape), generator)
-                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame)
+                learned = trained.parameters.get(name, {})
+                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame, learned)
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
             if recipe.activations is not None:
-                max_abs = float(there.max_abs.max())
+                max_abs = trained.ranges.get(name, float(there.max_abs.max()))
                 quantize_inputs(module, recipe.activations.grid, max_abs)
                 if has_static_scale(recipe.activations.grid):
                     done.ranges[name] = max_abs
@@ -145,7 +160,7 @@ def _tuner(
     `streams` are the rows that enter the block in the quantized and in the unquantized model.
     """
     how, names = recipe.adaptation, checkpoint.architecture
-    if how is None:
+    if not isinstance(how, BlockTuning):
         return lambda site: None
     assert done.unquantized is not None
     inputs = streams[0] if how.stream != "original" else streams[1]

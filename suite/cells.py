@@ -41,7 +41,10 @@ class Pick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One measurement: a model, a recipe, its seed, and the hashes of the tokens it is calibrated and evaluated on."""
+    """One measurement: a model, a recipe, its seed, and the hashes of the tokens it is calibrated and evaluated on.
+
+    `training_sha256` is of the tokens it is trained on, if it is.
+    """
 
     model_sha256: str
     recipe: str
@@ -50,11 +53,15 @@ class Cell:
     calibration_sha256: str
     evaluation_sha256: str
     length: int
+    training_sha256: str | None = None
 
     @property
     def id(self) -> str:
         """SHA-256 of the description."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        told = asdict(self)
+        if self.training_sha256 is None:
+            del told["training_sha256"]  # as if there were no such thing: ids are compared across versions of the code
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def data_sha256(self) -> str:

@@ -103,7 +103,7 @@ def execute(
             chosen = [pick for s, pick in plan.todo if s == seed]
             task = partial(run_cell, plan.setting, seed)
             for outcome in spread(task, chosen, jobs, died=partial(_died, bench)):
-                opened.put(outcome.record, outcome.layers, outcome.histograms)
+                opened.put(outcome.record, outcome.layers, outcome.histograms, outcome.training)
                 records.append(outcome.record)
                 on_done(outcome.record)
     return records

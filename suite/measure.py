@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from suite.bench import Bench, PackedBench
-from suite.blockwise import quantize_block
+from suite.blockwise import NOTHING_TRAINED, quantize_block
 from suite.calibration import Calibration, gather_head, last_hidden
 from suite.cells import Pick
 from suite.evaluation import Ended, compare, summarize
@@ -24,24 +24,30 @@ from suite.packed import Packing
 from suite.quantized import Quantized
 from suite.readback import Size
 from suite.runtime.evaluation import Evaluated, run_on
-from suite.store import Histogram, LayerRecord, Record
+from suite.store import Histogram, LayerRecord, Record, TrainingRow
+from suite.training import against_control, trained_for
 from suite.turning import turned_for
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished cell: its record, and its layers' and how often codes occur, where there are any."""
+    """A finished cell: its record, its layers', how often codes occur and how it was trained, where there is that."""
 
     record: Record
     layers: tuple[LayerRecord, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    training: TrainingRow | None = None
 
 
 @torch.no_grad()
 def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     """Go through the model once: quantize a block, run the calibration and evaluation rows through it, drop it."""
     setting, recipe = bench.setting, pick.recipe
-    checkpoint = turned_for(bench.checkpoint, recipe, bench.calibration, seed=bench.seed, threads=setting.threads)
+    trained = trained_for(bench, recipe)
+    checkpoint = (
+        turned_for(bench.checkpoint, recipe, bench.calibration, seed=bench.seed, threads=setting.threads)
+        if trained is None else trained.checkpoint
+    )  # fmt: skip
     outside = quantize_embedding(checkpoint, recipe, bench.seed)
     evaluated = checkpoint.holding(weights_of(outside)) if outside else checkpoint
     kept = Calibration.of(checkpoint, bench.calibration, setting.threads)
@@ -61,7 +67,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
         done = quantize_block(checkpoint, i, block, recipe, kept.statistics(i), bench.seed, calibrating, original,
-                              tables[i])  # fmt: skip
+                              tables[i], NOTHING_TRAINED if trained is None else trained.beside)  # fmt: skip
         if original is not None and done.unquantized is not None:
             original = checkpoint.run(i, done.unquantized, original)
         if calibrating is not None:
@@ -93,7 +99,8 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
                      model_bytes=packing.n_bytes(header),
                      fallbacks=(*fallbacks, *_fallbacks(outside), *runs.fallbacks))  # fmt: skip
     packing.finish(header, record, tuple(layers))
-    return Outcome(record, tuple(layers), tuple(counts.histograms()))
+    training = None if trained is None else against_control(bench, recipe, trained, compared, record)
+    return Outcome(record, tuple(layers), tuple(counts.histograms()), training)
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from suite.activations import quantize_activations
+from suite.adaptation.straight_through import tuned
 from suite.coding import Coding, Fixed
 from suite.grids import Integer, OutputSearch, ShrinkSearch
 from suite.grids.grid import Grid
@@ -33,15 +35,20 @@ def quantize_layer(
     coding: Coding = Fixed(),  # noqa: B008 - a frozen value
     cross: torch.Tensor | None = None,
     frame: Frame | None = None,
+    learned: Mapping[str, torch.Tensor] | None = None,
 ) -> Quantized:
     """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores.
 
     `cross` (in, in) is X^T X~ / n, of the unquantized model's inputs with those that H = X~^T X~ / n is of; only
-    `Qronos` reads it, and takes X = X~ without it. `frame` are coordinates to round the matrix in.
+    `Qronos` reads it, and takes X = X~ without it. `frame` are coordinates to round the matrix in. With `learned`
+    parameters the grid is not fitted: they are rounded to what is stored, and the weights then to nearest.
     """
     if frame is not None:
         W = frame.into(W)
         H, cross = (None if gram is None else frame.gram(gram) for gram in (H, cross))
+    if learned:
+        kept = Quantized(codes=torch.zeros(0), grid=tuned(target.grid.fit(W), learned)).as_stored().grid
+        return Quantized(codes=kept.nearest(W), grid=kept, coding=coding)
     if isinstance(target.rounding, Qronos):
         rounded = target.rounding.round(W, target.grid, H, generator, cross)
     else:

@@ -14,6 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.activations import unsupported_activations
 from suite.adaptation.block_tuning import BlockTuning
+from suite.adaptation.quantization_aware import Gradient, Perturbation, QuantizationAware
+from suite.adaptation.training import Schedule
 from suite.coding import CODINGS, Coding, Exponents, Fixed
 from suite.grids import GRID_PARTS, GRIDS, Codebooks, Exl2, Integer, OutlierColumns, Sparse, Steps
 from suite.grids.grid import Grid
@@ -34,6 +36,7 @@ from suite.rounding import (
 )
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
+ADAPTATIONS = (BlockTuning, QuantizationAware, Schedule, Gradient, Perturbation)  # and what they are made of
 Rounding = (
     Nearest
     | Stochastic
@@ -111,8 +114,8 @@ class Recipe:
     pattern other than a bare `*` matches "model.embed_tokens" or "lm_head". `inputs` says whose activations calibrate
     a layer: the unquantized model's, or those of the model quantized so far, measured layer after layer.
     Activations are quantized to nearest, token by token (`suite.activations`), and so are keys and values, as what they
-    are kept in (`suite.kv_cache`). `adaptation` is what is learned of a block once its layers are rounded. `coding`
-    says how the codes of all weights are stored.
+    are kept in (`suite.kv_cache`). `adaptation` is what is learned of a block once its layers are rounded, or of
+    the whole model before. `coding` says how the codes of all weights are stored.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -121,7 +124,7 @@ class Recipe:
     activations: Target | None = None
     cache: CacheTarget | None = None
     inputs: Literal["original", "quantized"] = "original"
-    adaptation: BlockTuning | None = None
+    adaptation: BlockTuning | QuantizationAware | None = None
     coding: Coding = field(default_factory=Fixed)
 
     def __str__(self) -> str:
@@ -166,7 +169,7 @@ class Recipe:
         found: set[Literal["original", "quantized"]] = {"quantized"} if self.inputs == "quantized" else set()
         if self.compares_inputs:
             found.add("original")
-        if self.adaptation is not None:
+        if isinstance(self.adaptation, BlockTuning):
             if self.adaptation.stream != "original":
                 found.add("quantized")
             if self.adaptation.stream != "quantized":
@@ -183,8 +186,10 @@ class Recipe:
             reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
         if self.held_cache is not None:
             reasons.append(self.held_cache.unsupported)
-        if self.adaptation is not None and not any(targets):
+        if isinstance(self.adaptation, BlockTuning) and not any(targets):
             reasons.append("a block is tuned to make up for the rounding of its weights, and none are rounded")
+        if isinstance(self.adaptation, QuantizationAware):
+            reasons.append(_training_unsupported(self))
         return next(filter(None, reasons), None)
 
 
@@ -198,6 +203,16 @@ def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
     if "matrix" in places[:-1]:
         return "what rotates single matrices comes last, once: all else is done to the model"
     return None
+
+
+def _training_unsupported(recipe: Recipe) -> str | None:
+    if recipe.transforms:
+        return "a model is trained in its own coordinates: transforms have no part in quantization-aware training"
+    for target in (recipe.weights, *(target for _, target in recipe.layers)):
+        if target is not None and not isinstance(target.rounding, Nearest):
+            return f"trained weights are rounded to nearest, as in training, not by {canonical(target.rounding)}"
+    outside = [pattern for pattern, _ in recipe.layers if pattern.startswith(("model.embed_tokens", "lm_head"))]
+    return f"{outside[0]} is not fake quantized in training" if outside else None
 
 
 def _coding_unsupported(coding: Coding, target: Target) -> str | None:
@@ -253,7 +268,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 _CONSTRUCTORS = {
     kind.__name__: kind
-    for kind in (Recipe, Target, BlockTuning, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS, *CACHE_PARTS)
+    for kind in (Recipe, Target, *ADAPTATIONS, *GRIDS, *GRID_PARTS, *TRANSFORMS, *ROUNDINGS, *CODINGS, *CACHE_PARTS)
 }
 
 

@@ -270,3 +270,30 @@ class SpeedRow:
     def roofline(self) -> float:
         """Tokens per second that the bandwidth allows where no cache holds weights."""
         return self.bandwidth / self.token_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRow:
+    """How the model of a cell was trained, against its control: the unquantized model trained equally.
+
+    `tokens` and `operations` (multiplications and additions of matrix products) of one training; `loss_nats` is the
+    mean over the last tenth of the updates. `ppl_control` and `excess_nats`, the cell's loss over its control's, are on
+    the evaluation tokens, the latter with the standard error of the paired difference. `moved` is |W' - W|^2 / |W|^2 of
+    the weights that are quantized, before they are rounded, and `moved_control` the control's. `turning` is the share
+    of codes that changed back against their last change within the last `window` updates.
+    """
+
+    cell: str
+    code: str
+    env: str
+    updates: int
+    tokens: int
+    operations: int
+    loss_nats: float
+    ppl_control: float
+    excess_nats: float
+    excess_se: float
+    moved: float | None
+    moved_control: float | None
+    turning: float | None
+    window: int

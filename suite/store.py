@@ -26,13 +26,14 @@ from suite.rows import (
     Spectrum,
     SpeedRow,
     Status,
+    TrainingRow,
     WeightShape,
 )
 from suite.store_file import APPLICATION, VERSION, holds_store, open_to_read, set_write_ahead
 
 __all__ = [
     "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "OutlierRow", "Record", "SalienceRow",
-    "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "WeightShape", "holds_store",
+    "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow", "WeightShape", "holds_store",
 ]  # fmt: skip
 
 
@@ -44,6 +45,7 @@ _RECORD = [f.name for f in fields(Record)]
 _LAYER = [f.name for f in fields(LayerRecord)]
 _SPEEDS = f"""create table if not exists speeds ({_columns(SpeedRow)},
                             primary key (model_sha256, device, threads, product, prompt, tokens, code, env))"""
+_TRAININGS = f"create table if not exists trainings ({_columns(TrainingRow)}, primary key (cell, code, env))"
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
@@ -87,7 +89,8 @@ class Store:
             if not connection.execute("pragma user_version").fetchone()[0]:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
-            connection.execute(_SPEEDS)  # stores of this version were made before there was a runtime
+            for later in (_SPEEDS, _TRAININGS):  # stores of this version were made before there were such rows
+                connection.execute(later)
         return connection
 
     def close(self) -> None:
@@ -178,10 +181,19 @@ class Store:
 
     def speeds(self) -> list[SpeedRow]:
         """How fast packed models generated."""
-        if not self._connection.execute("select 1 from sqlite_master where name = 'speeds'").fetchone():
+        if not self._has("speeds"):
             return []
         order = "model, model_sha256, device, threads, product, prompt, tokens, code, env"
         return [SpeedRow(**row) for row in self._flat("speeds", SpeedRow, order)]
+
+    def trainings(self) -> list[TrainingRow]:
+        """How the models of cells were trained, and their controls."""
+        if not self._has("trainings"):
+            return []
+        return [TrainingRow(**row) for row in self._flat("trainings", TrainingRow, "cell, code, env")]
+
+    def _has(self, table: str) -> bool:
+        return self._connection.execute("select 1 from sqlite_master where name = ?", (table,)).fetchone() is not None
 
     def _flat(self, table: str, kind: type, order: str) -> Iterator[dict[str, Any]]:
         names = [f.name for f in fields(kind)]
@@ -189,19 +201,24 @@ class Store:
             yield dict(zip(names, row, strict=True))
 
     def put(
-        self, record: Record, layers: Iterable[LayerRecord] = (), histograms: Iterable[Histogram] = ()
-    ) -> None:  # fmt: skip
+        self,
+        record: Record,
+        layers: Iterable[LayerRecord] = (),
+        histograms: Iterable[Histogram] = (),
+        training: TrainingRow | None = None,
+    ) -> None:
         """Write a cell's record with what belongs to it, replacing those of the same cell, code and environment."""
         key = (record.cell, record.code, record.env)
         values = [getattr(record, name) for name in _RECORD]
         values[_RECORD.index("fallbacks")] = json.dumps(record.fallbacks)
         with self._transaction():
-            for table in ("layers", "histograms"):
+            for table in ("layers", "histograms", "trainings"):
                 self._connection.execute(f"delete from {table} where cell = ? and code = ? and env = ?", key)
             self._insert("records", [values])
             self._insert("layers", [[*key, *astuple(layer)] for layer in layers])
             self._insert("histograms", [[*key, h.stream, _blob(h.levels, "<f8"), _blob(h.counts, "<i8")]
                                         for h in histograms])  # fmt: skip
+            self._insert("trainings", [] if training is None else [list(astuple(training))])
 
     def put_spectra(self, model_sha256: str, data_sha256: str, spectra: Iterable[Spectrum]) -> None:
         """Write the spectra of a model's layers under the calibration data they were measured on."""

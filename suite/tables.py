@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from suite.adaptation.block_tuning import BlockTuning
+from suite.adaptation.quantization_aware import QuantizationAware
 from suite.bench import Bench, Setting, open_bench
 from suite.engine import Plan
 from suite.methods import Method
@@ -245,9 +247,12 @@ def _operations(plan: Plan, seed: int, recipe: Recipe) -> float:
     bench = open_bench(plan.setting, seed)
     parameters = sum(t.numel() for t in bench.checkpoint.skeleton.parameters())
     passes = 4 if recipe.inputs == "quantized" else 0
-    if recipe.adaptation is not None:
+    if isinstance(recipe.adaptation, BlockTuning):
         sites = len(bench.checkpoint.architecture.sites) if recipe.adaptation.weight_rate else 1
         passes += 3 * recipe.adaptation.epochs * sites
     calibrating = passes * bench.calibration.rows.size if isinstance(bench, Bench) else 0
     tokens = bench.evaluation.rows.size + calibrating
+    if isinstance(recipe.adaptation, QuantizationAware) and isinstance(bench, Bench):
+        how = recipe.adaptation.schedule  # forth and, for two forward passes' worth, back; and its control
+        tokens += 2 * 3 * how.steps * how.accumulate * recipe.adaptation.rows * bench.evaluation.rows.shape[1]
     return 2 * 2.0 * parameters * tokens

@@ -13,6 +13,7 @@ for the levels of any format. Where codes are taken for constants, dv/dt = dD/dt
 learned and everything counts as within, it is the identity (Bengio, Leonard, Courville 2013, arXiv:1308.3432).
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -75,7 +76,7 @@ def fake_quantized(
     return rounded + (moving - moving.detach())
 
 
-def tuned(fitted: Fitted, values: dict[str, torch.Tensor]) -> Fitted:
+def tuned(fitted: Fitted, values: Mapping[str, torch.Tensor]) -> Fitted:
     """The same with learned parameters in their place; itself where there are none."""
     return cast(Tunable, fitted).tuned(values) if values else fitted
 

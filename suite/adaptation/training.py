@@ -119,6 +119,7 @@ class AdamW:
         self._schedule = schedule
         self.state_dict, self.load_state_dict = self._optimizer.state_dict, self._optimizer.load_state_dict
 
+    @torch.enable_grad()
     def gradient(self, loss_of: Loss, parts: Sequence[int]) -> tuple[float, bool]:
         """Backpropagate through every micro-batch, and clip."""
         self._optimizer.zero_grad(set_to_none=True)
@@ -147,39 +148,42 @@ def train(
     checkpoint: Path | None = None,
     every: int = 200,
     after: Callable[[int, float], None] = lambda step, loss_nats: None,
-) -> None:
+) -> list[float]:
     """Minimize the mean of `loss_of` over the parameters of `model`, in place, by `update` (`AdamW` by default).
 
     Update number `step` (from 0) takes the micro-batches `step * accumulate` and following. `checkpoint` names a file
     that is written every `every` updates and taken up again where it exists. `after` is called with each finished
-    update's number, counted from 1, and its loss in nats. Raises `DivergedError` before an update that would spoil the
-    model.
+    update's number, counted from 1, and its loss in nats; returned are the losses of all updates, those before a resume
+    among them. Raises `DivergedError` before an update that would spoil the model.
     """
     update = AdamW(model, schedule) if update is None else update
-    first = _resume(checkpoint, model, update)
+    losses = _resume(checkpoint, model, update)
     model.train()
-    for step in range(first, schedule.steps):
+    for step in range(len(losses), schedule.steps):
         parts = range(step * schedule.accumulate, (step + 1) * schedule.accumulate)
         loss_nats, finite = update.gradient(loss_of, parts)
         if not (finite and math.isfinite(loss_nats)):
             raise DivergedError(step + 1, loss_nats, checkpoint if checkpoint and checkpoint.exists() else None)
         update.descend(schedule.rate_at(step), schedule.decay_at(step))
+        losses.append(loss_nats)
         after(step + 1, loss_nats)
         if checkpoint is not None and ((step + 1) % every == 0 or step + 1 == schedule.steps):
-            _save(checkpoint, model, update, step + 1)
+            _save(checkpoint, model, update, losses)
     model.eval()
+    return losses
 
 
-def _save(path: Path, model: nn.Module, update: Update, step: int) -> None:
+def _save(path: Path, model: nn.Module, update: Update, losses: list[float]) -> None:
     beside = path.with_suffix(".new")
-    torch.save({"step": step, "model": model.state_dict(), "update": update.state_dict()}, beside)
+    torch.save({"losses": losses, "model": model.state_dict(), "update": update.state_dict()}, beside)
     os.replace(beside, path)
 
 
-def _resume(path: Path | None, model: nn.Module, update: Update) -> int:
+def _resume(path: Path | None, model: nn.Module, update: Update) -> list[float]:
+    """The losses of the updates that were made before, whose state is taken up."""
     if path is None or not path.exists():
-        return 0
+        return []
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     update.load_state_dict(state["update"])
-    return int(state["step"])
+    return list(state["losses"])

@@ -240,7 +240,7 @@ class Checkpoint:
         """A part of the model with its weights in place, a copy of its own; `held` go before all others."""
         shell = copy.deepcopy(self.skeleton.get_submodule(name))
         found = {**dict(self.stored(f"{name}.")), **(held or {})}
-        tensors = {key.removeprefix(f"{name}."): t.to(self.dtype) for key, t in found.items()}
+        tensors = {key.removeprefix(f"{name}."): t.to(self.dtype, copy=key in self.held) for key, t in found.items()}
         _widen(shell, tensors)
         shell.load_state_dict(tensors, assign=True)
         return shell.eval().requires_grad_(False)

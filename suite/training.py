@@ -1,0 +1,66 @@
+"""Trained cells: the model that a recipe's training leaves on a bench, and what it owes to more training alone.
+
+Every trained model is held against its control, the unquantized one trained equally longer on the same tokens, by the
+same schedule and loss: a schedule that warms up again moves perplexity by several percent on its own.
+"""
+
+import numpy as np
+import torch
+
+from suite.adaptation.quantization_aware import QuantizationAware
+from suite.bench import Bench
+from suite.calibration import last_hidden
+from suite.evaluation import Comparison, Ended, clustered_se, compare
+from suite.learning import Learned, control_of, learned_for
+from suite.models.architecture import weight_of
+from suite.models.checkpoint import Checkpoint
+from suite.recipe import Recipe
+from suite.store import Record, TrainingRow
+
+
+def trained_for(bench: Bench, recipe: Recipe) -> Learned | None:
+    """The model trained as the recipe says, on the bench's training tokens; None where it says nothing of that."""
+    if not isinstance(recipe.adaptation, QuantizationAware):
+        return None
+    return learned_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads)
+
+
+@torch.no_grad()
+def against_control(
+    bench: Bench, recipe: Recipe, trained: Learned, compared: Comparison, record: Record
+) -> TrainingRow:
+    """Train the control, unless it is there already, and compare a trained cell's losses with its own."""
+    control = trained_for(bench, control_of(recipe))
+    assert control is not None
+    tokens = bench.evaluation.tensor()
+    hidden = torch.from_numpy(last_hidden(control.checkpoint, bench.evaluation, bench.setting.threads))
+    nll = compare(Ended(control.checkpoint, hidden), None, tokens).nll
+    losses = trained.losses_nats
+    layers = [name for name in _layers(bench.checkpoint) if recipe.target_of(name) is not None]
+    return TrainingRow(
+        cell=record.cell, code=record.code, env=record.env,
+        updates=len(losses), tokens=trained.tokens, operations=trained.operations,
+        loss_nats=float(losses[-max(1, len(losses) // 10):].mean()),
+        ppl_control=float(np.exp(nll.mean())), excess_nats=float((compared.nll - nll).mean()),
+        excess_se=clustered_se(compared.nll - nll, bench.evaluation.clusters),
+        moved=_moved(bench.checkpoint, trained.checkpoint, layers),
+        moved_control=_moved(bench.checkpoint, control.checkpoint, layers),
+        turning=trained.turning, window=trained.window,
+    )  # fmt: skip
+
+
+def _layers(checkpoint: Checkpoint) -> list[str]:
+    names = checkpoint.architecture
+    return [names.full_name(i, layer) for i in range(checkpoint.n_blocks) for layer in names.layers]
+
+
+def _moved(before: Checkpoint, after: Checkpoint, layers: list[str]) -> float | None:
+    """|W' - W|^2 / |W|^2 over the weights of `layers`, a block at a time; None where there are none."""
+    squares = np.zeros(2)
+    for i in range(before.n_blocks):
+        old, new = before.block(i), after.block(i)
+        prefix = f"{before.architecture.blocks}.{i}."
+        for layer in (name.removeprefix(prefix) for name in layers if name.startswith(prefix)):
+            W, moved = (weight_of(block, layer).double() for block in (old, new))
+            squares += [float((moved - W).square().sum()), float(W.square().sum())]
+    return float(squares[0] / squares[1]) if squares[1] else None
