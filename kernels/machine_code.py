@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -29,7 +30,8 @@ SHAPES = ((28672, 512), (1024, 4096))
 def table(names: list[str] | None = None, jobs: int | None = None, brief: bool = False) -> list[dict[str, Any]]:
     """Compile the kernels of `names` (all by default) in a process of its own: one row for each launch.
 
-    A brief table has each kernel's first size with the first type of activations, on every architecture.
+    A brief table has the first row of every Triton function with its first size and type of activations, on every
+    architecture.
     """
     how = [str(jobs or os.cpu_count() or 1), "brief" if brief else "whole"]
     command = [sys.executable, "-m", "kernels.machine_code", *how, *(names or [])]
@@ -82,10 +84,18 @@ def _product_sizes(kernel: "Kernel", dtype: str) -> tuple["Size", ...]:
     return tuple(kernel.bench[0]._replace(rows=m, outputs=n, inputs=k) for m in rows for n, k in shapes)
 
 
+def _representatives(kernels: "Sequence[Kernel]") -> "list[Kernel]":
+    """The first row of each planning function: what shares one shares a Triton function, but for what it decodes."""
+    found: dict[object, Kernel] = {}
+    for kernel in kernels:
+        found.setdefault(getattr(kernel.plan, "func", kernel.plan), kernel)
+    return list(found.values())
+
+
 def _main(jobs: int, brief: bool, names: list[str]) -> None:
     from kernels.table import KERNELS
 
-    names = names or [kernel.name for kernel in KERNELS]
+    names = names or [kernel.name for kernel in (_representatives(KERNELS) if brief else KERNELS)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         rows = [row for rows in pool.map(partial(_compiled, brief=brief), names) for row in rows]
     json.dump(rows, sys.stdout)
