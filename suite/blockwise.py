@@ -276,7 +276,7 @@ def _scale(
 
 def _rotate_values(checkpoint: Checkpoint, block: nn.Module, found: Coordinates, R: torch.Tensor) -> None:
     """Turn what attention mixes, head by head."""
-    site = values_site(checkpoint.architecture)
+    site = supported(values_site, checkpoint.architecture)
     if found.maps.get(site.layers[0]):
         raise UnsupportedError("values are rotated head by head before their inputs are mapped at run time, not after")
     state = block.state_dict()

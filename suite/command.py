@@ -74,16 +74,20 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> list[float] | None:
     try:
-        return None if value is None else [int(part) for part in value.split(",")]
+        return None if value is None else [_number(part) for part in value.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of integers like 2,3,4") from error
+        raise click.BadParameter(f"{value!r} is not a list of numbers like 1.58,2,3") from error
+
+
+def _number(text: str) -> float:
+    return int(text) if text.strip().isdigit() else float(text)
 
 
 @bitfrontier.command()
 @click.argument("model", default="reference")
-@click.option("--methods", callback=_names, help="Names, separated by commas; all of them by default.")
+@click.option("--methods", callback=_names, help="Names, separated by commas; all that need no training by default.")
 @click.option("--recipe", "recipes", multiple=True, help="A recipe as `bitfrontier methods` prints it; repeatable.")
 @click.option("--bits", callback=_numbers, help="Widths, separated by commas; the tier's by default.")
 @click.option("--group", type=int, help="Weights that share a scale; -1 is a whole row. The method's by default.")
@@ -96,6 +100,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
 @click.option("--evaluation", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--training", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)

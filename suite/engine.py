@@ -137,6 +137,7 @@ def run(
     coding: str | None = None,
     calibration: str | None = None,
     evaluation: str | None = None,
+    training: str | None = None,
     length: int | None = None,
     tier: TierName = "default",
     store: Path | str = "bitfrontier.db",
@@ -155,13 +156,15 @@ def run(
     """Run every cell that has no finished record yet, and return the records of all.
 
     `coding`, "fixed", "huffman" or "ans", is how the codes of every cell are stored, whatever its recipe says. Without
-    `methods` and `recipes`, all methods; without `bits` and `seed`, the tier's. A packed directory as `model` is one
-    cell, measured as it is. With a `product` of `suite.runtime`, or on the `device` "cuda", models are evaluated from
-    packed weights, which rounds what that product rounds; otherwise bit for bit as dequantized. `on_plan` sees the plan
-    and may stop the run by returning False. Raises `ValueError` in one line for bad input, before anything is written.
+    `methods` and `recipes`, all methods that need no training; without `bits` and `seed`, the tier's. A packed
+    directory as `model` is one cell, measured as it is. With a `product` of `suite.runtime`, or on the `device` "cuda",
+    models are evaluated from packed weights, which rounds what that product rounds; otherwise bit for bit as
+    dequantized. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError` in one line for
+    bad input, before anything is written.
     """
     limits = TIERS[tier]
-    setting = Setting(model=model, calibration=calibration, evaluation=evaluation, length=length, threads=threads,
+    setting = Setting(model=model, calibration=calibration, evaluation=evaluation, training=training, length=length,
+                      threads=threads,
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
                       command=command, save=save, export=export, base=base, device=device,
                       product=product or (None if device == "cpu" else "kernel"))  # fmt: skip
@@ -176,7 +179,8 @@ def run(
         assert isinstance(bench, PackedBench)
         chosen = [bench.pick]
     else:
-        named = [method_named(name) for name in methods] if methods is not None else ([] if recipes else list(METHODS))
+        untrained = [method for method in METHODS if method.needs != "training"]
+        named = [method_named(name) for name in methods] if methods is not None else ([] if recipes else untrained)
         parsed = [parse(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
         strict = methods is not None and bits is not None  # otherwise each method at what it takes of the widths
         chosen = picks(named, bits or limits.bits, parsed, group=group, activation_bits=activation_bits,

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitNetConfig
 
 from suite.adaptation.distillation import cakld, confidence_of, forward_kl, hidden_error, reverse_kl
 from suite.adaptation.oscillation import Flips
@@ -30,9 +30,9 @@ from suite.blockwise import Trained
 from suite.cache import cache_root, keep
 from suite.environment import code_version, environment_key
 from suite.grids.integer import FittedInteger
-from suite.models.architecture import linear
+from suite.models.architecture import architecture_of, linear
 from suite.models.checkpoint import Checkpoint
-from suite.outside import supported
+from suite.outside import UnsupportedError, supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe
 from suite.tokens import Tokens
@@ -66,7 +66,7 @@ def control_of(recipe: Recipe) -> Recipe:
     how = recipe.adaptation
     assert isinstance(how, QuantizationAware)
     plain = QuantizationAware(schedule=how.schedule, rows=how.rows, learned="nothing", loss=how.loss, hidden=how.hidden,
-                              perturbation=how.perturbation, scratch=how.scratch)  # fmt: skip
+                              perturbation=how.perturbation, scratch=how.scratch, sub_norm=how.sub_norm)  # fmt: skip
     return Recipe(adaptation=plain)
 
 
@@ -83,6 +83,7 @@ def learned_for(
 
     Raises `DivergedError`, and `UnsupportedError` for grids that cannot be trained on.
     """
+    begun = with_sub_norms(checkpoint) if _how(recipe).sub_norm else checkpoint
     about = f"learned {checkpoint.sha256} {training.sha256} {checkpoint.dtype} {_taught(recipe)} seed {seed}"
     about = f"{about} {code_version()} {environment_key(threads)}"
     digest = hashlib.sha256(about.encode()).hexdigest()
@@ -90,7 +91,7 @@ def learned_for(
 
     def make(path: Path) -> None:
         unfinished.mkdir(exist_ok=True)
-        student = Student.of(checkpoint, recipe, seed)
+        student = Student.of(begun, recipe, seed)
         losses, turning = student.train(training.tensor(), seed, unfinished / "state.pt", report)
         save_file(student.weights(), path / "weights.safetensors")
         turned = {"turning": torch.tensor(turning), "window": torch.tensor(student.window)}
@@ -104,7 +105,7 @@ def learned_for(
     how = _how(recipe)
     tokens = how.schedule.steps * how.schedule.accumulate * how.rows * training.rows.shape[1]
     held = load_file(directory / "weights.safetensors")
-    trained = replace(checkpoint, held=held, dial=None, known_sha256=digest)
+    trained = replace(begun, held=held, dial=None, known_sha256=digest)
     weights = sum(W.numel() for W in held.values() if W.ndim == 2)
     passes = (6 if how.perturbation is None else 4 * how.perturbation.directions) + (2 if how.distills else 0)
     return Learned(trained, _sorted(found), losses, tokens, passes * weights * tokens,
@@ -295,6 +296,27 @@ def batch_of(rows: torch.Tensor, part: int, *, rows_per_batch: int, seed: int) -
     epoch, index = divmod(part, len(rows) // size)
     order = torch.randperm(len(rows), generator=generator_for(seed, f"epoch {epoch}"))
     return rows[order[index * size : (index + 1) * size]]
+
+
+def with_sub_norms(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint's sizes in BitNet's architecture, which has no weights yet; `UnsupportedError` for biased layers."""
+    had = checkpoint.config
+    if getattr(had, "attention_bias", False) or checkpoint.head_dim * had.num_attention_heads != had.hidden_size:
+        raise UnsupportedError(f"{checkpoint.name}: BitNet's layers have no biases, and heads as wide as the stream")
+    config = BitNetConfig(
+        vocab_size=had.vocab_size, hidden_size=had.hidden_size, intermediate_size=had.intermediate_size,
+        num_hidden_layers=had.num_hidden_layers, num_attention_heads=had.num_attention_heads,
+        num_key_value_heads=had.num_key_value_heads, hidden_act=had.hidden_act,
+        max_position_embeddings=had.max_position_embeddings, rms_norm_eps=had.rms_norm_eps,
+        tie_word_embeddings=had.tie_word_embeddings, rope_parameters=had.rope_parameters,
+        bos_token_id=had.bos_token_id, eos_token_id=had.eos_token_id,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    found = replace(checkpoint, config=config, architecture=architecture_of("bitnet"))
+    like = checkpoint.files[f"{checkpoint.architecture.norm}.weight"]  # new norms are stored as those there are
+    shapes = {name: tuple(x.shape) for name, x in found.skeleton.state_dict().items() if "sub_norm" in name}
+    more = {name: replace(like, shape=shape) for name, shape in shapes.items()}
+    return replace(found, files=checkpoint.files | more)
 
 
 def whole_model(checkpoint: Checkpoint, seed: int | None = None) -> nn.Module:

@@ -52,7 +52,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     tier = TIERS[option("--tier")]
     try:
         names = option("--methods")
-        chosen = METHODS if names is None else [method_named(name) for name in names.split(",")]
+        untrained = [method for method in METHODS if method.needs != "training"]
+        chosen = untrained if names is None else [method_named(name) for name in names.split(",")]
         bits = tier.bits if option("--bits") is None else [int(part) for part in option("--bits").split(",")]
         wanted = picks(chosen, bits, strict=names is not None and option("--bits") is not None)
     except ValueError as error:

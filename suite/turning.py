@@ -4,7 +4,7 @@ from functools import partial
 
 from suite.models.checkpoint import Checkpoint
 from suite.models.turn import Turn
-from suite.outside import supported
+from suite.outside import UnsupportedError, supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe
 from suite.rotation_learning import learn_rotations
@@ -27,6 +27,8 @@ def turned_for(
 def turn_for(checkpoint: Checkpoint, recipe: Recipe, calibration: Tokens, *, seed: int, threads: int) -> Turn | None:
     """The rotations that the recipe's transforms of place "residual" come to, in order."""
     turn: Turn | None = None
+    if not checkpoint.architecture.rotates and any(transform.place == "residual" for transform in recipe.transforms):
+        raise UnsupportedError(f"{checkpoint.architecture.name} has norms inside its layers: no rotation passes them")
     for number, transform in enumerate(recipe.transforms):
         if isinstance(transform, LearnedRotations):
             learning = partial(learn_rotations, seed=seed, threads=threads)

@@ -63,7 +63,8 @@ class QuantizationAware:
 
     `rows` are those of a micro-batch. `loss` is of the next "tokens", or of the unquantized model's predictions:
     "forward-kl" and "reverse-kl", or "cakld" between them; to it is added `hidden` times the relative squared error of
-    the last hidden states. `scratch` begins with random weights instead of the model's.
+    the last hidden states. `scratch` begins with random weights instead of the model's, and `sub_norm` then has a norm
+    before every layer that writes to the residual stream (SubLN, as in BitNet).
     """
 
     schedule: Schedule
@@ -75,6 +76,7 @@ class QuantizationAware:
     hidden: float = 0.0
     perturbation: Perturbation | None = None
     scratch: bool = False
+    sub_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -83,6 +85,8 @@ class QuantizationAware:
             raise ValueError(f"hidden {self.hidden}: expected a finite number, at least 0")
         if self.scratch and (self.loss != "tokens" or self.hidden):
             raise ValueError("from scratch there is no model to learn from: the loss is of the next tokens")
+        if self.sub_norm and not self.scratch:
+            raise ValueError("a norm more is another function: sub_norm is for training from scratch")
 
     @property
     def distills(self) -> bool:
@@ -113,7 +117,10 @@ class FakeQuantize(nn.Module):
     def values(self) -> dict[str, torch.Tensor]:
         """Learned parameters as they are stored, by name."""
         damped = {name: _damped(x, self._damping) for name, x in self.learned.items()}
-        return {name: _as_stored(x, name, self.grid) for name, x in damped.items()}
+        if isinstance(self.grid, Integer | Scaled):
+            return {name: _as_stored(x, name, self.grid) for name, x in damped.items()}
+        kept = _read_back(tuned(self._fitted, {name: x.detach() for name, x in damped.items()}))
+        return {name: straight_through(x, kept[name].to(x)) for name, x in damped.items()}
 
     def forward(self, W: torch.Tensor) -> torch.Tensor:
         """The rounded weights, with a gradient for `W` and what is learned."""
@@ -183,10 +190,16 @@ def _damped(x: torch.Tensor, factor: float) -> torch.Tensor:
     return x.detach() + (factor * x - (factor * x).detach())
 
 
+def _read_back(fitted: Fitted) -> dict[str, torch.Tensor]:
+    """The parameters of any grid as they come back from what is stored of them."""
+    beside = [values.reshape(-1).to(torch.int64) for values, _ in fitted.beside()]
+    return cast(Tunable, fitted.grid.restore(beside, fitted.header())).tunable()
+
+
 def _as_stored(x: torch.Tensor, name: str, grid: Grid) -> torch.Tensor:
     """A learned parameter rounded to what is stored, straight through; scales keep a magnitude that can be."""
     width: Any = grid.scale_bits if isinstance(grid, Integer) else getattr(getattr(grid, "scale", None), "bits", None)
-    if not isinstance(grid, Integer | Scaled) or width is None:
+    if width is None:
         return x
     kind = stored_type(width)
     limits = torch.finfo(kind)

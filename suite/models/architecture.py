@@ -38,6 +38,11 @@ class Architecture:
         """The linear layers of a block that are quantized."""
         return tuple(layer for site in self.sites for layer in site.layers)
 
+    @property
+    def rotates(self) -> bool:
+        """Whether every norm stands on the residual stream, where its gain can be folded and the stream rotated."""
+        return not any(site.kind == "norm" and "." in site.source for site in self.sites)
+
     def full_name(self, i: int, layer: str) -> str:
         """A layer of block `i` as the checkpoint names it."""
         return f"{self.blocks}.{i}.{layer}"
@@ -50,11 +55,20 @@ _LLAMA_SITES = (
     Site(layers=("mlp.down_proj",), source="mlp.up_proj", kind="linear"),
 )
 
+# BitNet's, with a norm of its own before each layer that writes to the residual stream (SubLN)
+_BITNET_SITES = (
+    _LLAMA_SITES[0],
+    Site(layers=("self_attn.o_proj",), source="self_attn.attn_sub_norm", kind="norm"),
+    _LLAMA_SITES[2],
+    Site(layers=("mlp.down_proj",), source="mlp.ffn_sub_norm", kind="norm"),
+)
+
 # Llama's block, four times: Qwen2 adds biases to queries, keys and values, Qwen3 norms on queries and keys, Mistral a
 # sliding window. None of them moves a norm or a linear.
 _WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-ARCHITECTURES = tuple(
-    Architecture(name=name, sites=_LLAMA_SITES, writers=_WRITERS) for name in ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = (
+    *(Architecture(name=name, sites=_LLAMA_SITES, writers=_WRITERS) for name in ("llama", "mistral", "qwen2", "qwen3")),
+    Architecture(name="bitnet", sites=_BITNET_SITES, writers=_WRITERS),
 )
 
 

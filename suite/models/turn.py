@@ -74,8 +74,11 @@ def turn_heads(state: dict[str, torch.Tensor], site: Site, R2: torch.Tensor) -> 
 
 
 def values_site(architecture: Architecture) -> Site:
-    """The site whose input attention mixes from values, head by head."""
-    return next(site for site in architecture.sites if site.grouped)
+    """The site whose input attention mixes from values, head by head; `ValueError` where a norm comes in between."""
+    for site in architecture.sites:
+        if site.grouped:
+            return site
+    raise ValueError(f"{architecture.name} has a norm between values and what reads them: no rotation passes it")
 
 
 def turn_columns(W: torch.Tensor, R: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ def unsupported_architecture(llama, folder):
     path = shutil.copytree(llama, folder / "model")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "model_type": "opt"}))
-    return [path], "unsupported architecture 'opt': expected one of llama, mistral, qwen2, qwen3"
+    return [path], "unsupported architecture 'opt': expected one of llama, mistral, qwen2, qwen3, bitnet"
 
 
 def ids_beyond_the_vocabulary(llama, folder):
@@ -111,7 +111,7 @@ def seventeen_bits(llama, folder):
 
 
 def bits_that_are_no_number(llama, folder):
-    return [llama, "--bits", "x"], "'x' is not a list of integers like 2,3,4"
+    return [llama, "--bits", "x"], "'x' is not a list of numbers like 1.58,2,3"
 
 
 def unknown_method(llama, folder):

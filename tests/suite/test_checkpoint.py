@@ -91,7 +91,7 @@ def test_the_hash_names_the_configuration_but_not_the_place(llama, tmp_path):
 def test_an_unsupported_architecture_is_an_error_that_lists_the_supported_ones(llama, tmp_path):
     copy = shutil.copytree(llama, tmp_path / "gpt")
     (copy / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="'gpt2': expected one of llama, mistral, qwen2, qwen3") as found:
+    with pytest.raises(ValueError, match="'gpt2': expected one of llama, mistral, qwen2, qwen3, bitnet") as found:
         load_model(str(copy))
     assert str(copy) in str(found.value)
 
