@@ -44,7 +44,8 @@ class PackedLinear(nn.Module):
             y = _out_of(self._frame, y.float())
         if self.bias is not None:
             y = y + self.bias
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        return y if y.shape == (*x.shape[:-1], self.out_features) else y.reshape(*x.shape[:-1], self.out_features)
 
     def _into(self, rows: torch.Tensor) -> torch.Tensor:
         if self._in_scale is not None:

@@ -19,6 +19,8 @@ _GROUPS = (256, 128, 64, 32)  # that ATen's int4 product takes
 _OUTPUTS = 64  # in a block of its words where there is AVX512; it takes multiples of 16 of them
 HALF_BLOCK = 32  # bytes that hold a block's codes of one input
 _AT_ONCE = 1 << 20  # weights that are decoded at a time: 2 MiB in bfloat16; of integers that are only cast, twice that
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default  # which of its overloads is not asked every time
+_int8_product = torch.ops.aten._weight_int8pack_mm.default
 _INPUTS = 32  # and its int8 product runs of so many inputs, whatever vectors the machine has
 
 
@@ -63,17 +65,17 @@ class Int4Pack:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See `Prepared`."""
-        y = self.bare(x)()
+        y = _int4_product(_in_half(x, self.padding), self.words, self.group, self.parameters)
         if self.planes == 2:
             high, low = y.chunk(2, dim=-1)
             y = high.float().add_(low)
         y = y if y.shape[1] == self.outputs else y[:, : self.outputs]
-        return y.to(x.dtype)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         """See `Prepared`."""
         half = _in_half(x, self.padding)
-        return partial(torch.ops.aten._weight_int4pack_mm_for_cpu, half, self.words, self.group, self.parameters)
+        return partial(_int4_product, half, self.words, self.group, self.parameters)
 
     @property
     def blocks(self) -> list[torch.Tensor]:
@@ -172,7 +174,7 @@ class Int8Pack:
     def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         """See `Prepared`."""
         half = _in_half(x, self.padding)
-        return partial(torch.ops.aten._weight_int8pack_mm, half, self.integers, self.scale)
+        return partial(_int8_product, half, self.integers, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ class Int8Decoded:
 
 def _in_half(x: torch.Tensor, padding: int) -> torch.Tensor:
     """Inputs as bfloat16, with `padding` zeros behind."""
-    half = x.to(torch.bfloat16)
+    half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
     return F.pad(half, (0, padding)) if padding else half.contiguous()
 
 
