@@ -5,7 +5,7 @@ import math
 import golden
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from suite.adaptation.straight_through import fake_quantized, straight_through, tuned, within
@@ -105,8 +105,7 @@ def test_a_central_difference_of_the_surrogate_agrees(seed, shrink):
     errors = ratio.round() - ratio
     h = 1e-6
     near = ((W / s + 4).abs() < 1e-4) | ((W / s - 3).abs() < 1e-4)
-    if near.any():
-        return
+    assume(not bool(near.any()))
 
     def surrogate(x, s):
         return float((g * s * ((x / s).clamp(-4, 3) + errors)).sum())
