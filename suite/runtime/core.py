@@ -1,5 +1,6 @@
 """What every product is given and gives: a matrix to be multiplied by, and one that is ready for it."""
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,11 +41,7 @@ class ByRows:
 
     def at(self, rows: int) -> Prepared:
         """The product for so many rows."""
-        found = self.products[0]
-        for product, since in zip(self.products, self.since, strict=True):
-            if rows >= since:
-                found = product
-        return found
+        return self.products[bisect_right(self.since, rows) - 1]
 
     def __str__(self) -> str:
         names = [type(product).__name__ for product in self.products]

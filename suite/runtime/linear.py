@@ -28,6 +28,7 @@ class PackedLinear(nn.Module):
         self.by_rows = prepare(core_of(found))
         self._frame = None if found.frame is None else _on(found.frame.as_stored(), device)
         self._in_scale = None if found.in_scale is None else found.in_scale.float().to(device)
+        self._dressed = any(part is not None for part in (bias, self._frame, self._in_scale))
 
     @property
     def n_bytes(self) -> int:
@@ -36,16 +37,19 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (.., in) to outputs (.., out), of their type."""
-        rows = x.reshape(-1, self.in_features)
-        if self._in_scale is not None or self._frame is not None:
-            rows = self._into(rows.float()).to(x.dtype)
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        y = self._around(rows) if self._dressed else self.by_rows.at(len(rows))(rows)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def _around(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with all that stands around it: inputs (rows, in) to outputs (rows, out)."""
+        rows = x if self._in_scale is None and self._frame is None else self._into(x.float()).to(x.dtype)
         y = self.by_rows.at(len(rows))(rows)
         if self._frame is not None:
             y = _out_of(self._frame, y.float())
         if self.bias is not None:
             y = y + self.bias
-        y = y if y.dtype == x.dtype else y.to(x.dtype)
-        return y if y.shape == (*x.shape[:-1], self.out_features) else y.reshape(*x.shape[:-1], self.out_features)
+        return y.to(x.dtype)
 
     def _into(self, rows: torch.Tensor) -> torch.Tensor:
         if self._in_scale is not None:

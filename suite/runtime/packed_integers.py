@@ -69,7 +69,7 @@ class Int4Pack:
         if self.planes == 2:
             high, low = y.chunk(2, dim=-1)
             y = high.float().add_(low)
-        y = y if y.shape[1] == self.outputs else y[:, : self.outputs]
+        y = y if y.size(1) == self.outputs else y[:, : self.outputs]
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def bare(self, x: torch.Tensor) -> Callable[[], torch.Tensor]:

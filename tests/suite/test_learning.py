@@ -7,13 +7,16 @@ import pytest
 import tiny
 import torch
 
-from suite import learning, run
+from suite import run
+from suite import student as students
 from suite.adaptation.training import DivergedError
-from suite.learning import Student, batch_of, control_of, learned_for, whole_model, with_sub_norms
+from suite.learning import control_of, learned_for
 from suite.models.checkpoint import load_model
 from suite.outside import UnsupportedError
 from suite.recipe import parse
 from suite.store import Store
+from suite.student import Student, batch_of, whole_model
+from suite.sub_norms import with_sub_norms
 
 W3 = "weights=Target(Integer(bits=3, group='row', convention='full-range'))"
 A8 = "activations=Target(Integer(bits=8, group='row', convention='full-range', scale_bits=32))"
@@ -84,7 +87,7 @@ def test_a_trained_cell_is_another_one_on_other_training_tokens(llama, inputs, t
 
 def test_a_killed_training_continues_bit_for_bit(llama, tokens, monkeypatch):
     checkpoint, recipe = load_model(str(llama)), parse(LSQ)
-    monkeypatch.setattr(learning, "KEPT", 2)
+    monkeypatch.setattr(students, "KEPT", 2)
     rows = tokens(checkpoint)
     whole = learned_for(checkpoint, recipe, rows, seed=1, threads=1)
 
@@ -128,7 +131,7 @@ def test_the_whole_model_is_the_checkpoint(llama, name):
     checkpoint = load_model(str(llama) + name)
     rows = torch.randint(0, tiny.VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, logits = learning.read(whole_model(checkpoint), rows)
+        _, logits = students.read(whole_model(checkpoint), rows)
     assert torch.allclose(logits, tiny.logits_of(checkpoint, rows), atol=1e-4)
 
 

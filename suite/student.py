@@ -1,0 +1,217 @@
+"""A whole model in training: quantized wherever its weights are read, and the loss that it is trained by.
+
+Beside rotation learning the one place where a whole model is in memory.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import AutoModelForCausalLM
+
+from suite.adaptation.distillation import cakld, confidence_of, forward_kl, hidden_error, reverse_kl
+from suite.adaptation.oscillation import Flips
+from suite.adaptation.quantization_aware import FakeInputs, FakeQuantize, QuantizationAware
+from suite.adaptation.training import AdamW, Loss, Update, train
+from suite.adaptation.zeroth_order import ZerothOrder
+from suite.grids.integer import FittedInteger
+from suite.models.architecture import linear
+from suite.models.checkpoint import Checkpoint
+from suite.outside import supported
+from suite.quantize import generator_for
+from suite.recipe import Recipe
+
+KEPT = 100  # updates between checkpoints
+FOLLOWED = 1 << 16  # codes of a matrix whose oscillation is followed
+CONFIDENCE_BATCHES = 8  # micro-batches that the teacher's confidence is averaged over
+Report = Callable[[int, float], None]
+
+
+def how_of(recipe: Recipe) -> QuantizationAware:
+    """How a recipe trains; `ValueError` for one that does not."""
+    if not isinstance(recipe.adaptation, QuantizationAware):
+        raise ValueError(f"expected a recipe with QuantizationAware, found {recipe}")
+    return recipe.adaptation
+
+
+@dataclass(frozen=True)
+class Student:
+    """A whole model whose layers are quantized as they are read, and the teacher that it learns from, if any."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    model: nn.Module
+    weighed: dict[str, FakeQuantize]
+    entered: dict[str, FakeInputs]
+    update: Update
+    teacher: nn.Module | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe, seed: int) -> "Student":
+        """The model with its weights, or with random ones, and quantization where the recipe wants it."""
+        how, names = how_of(recipe), checkpoint.architecture
+        model = whole_model(checkpoint, seed if how.scratch else None)
+        teacher = copy.deepcopy(model).eval().requires_grad_(False) if how.distills else None
+        weighed: dict[str, FakeQuantize] = {}
+        entered: dict[str, FakeInputs] = {}
+        for name in (names.full_name(i, layer) for i in range(checkpoint.n_blocks) for layer in names.layers):
+            module, target = linear(model, name), recipe.target_of(name)
+            if target is not None:
+                weighed[name] = supported(partial(FakeQuantize, module.weight, target.grid, how))
+                parametrize.register_parametrization(module, "weight", weighed[name])
+            if recipe.activations is not None:
+                entered[name] = supported(partial(FakeInputs, recipe.activations.grid))
+                module.add_module("inputs", entered[name])
+                module.register_forward_pre_hook(entered[name])
+        update: Update
+        if how.perturbation is None:
+            update = AdamW(model, how.schedule, decays=_decays)
+        else:
+            update = ZerothOrder(model, noise=how.perturbation.noise, seed=seed, directions=how.perturbation.directions)
+        return cls(checkpoint, recipe, model, weighed, entered, update, teacher)
+
+    def train(self, rows: torch.Tensor, seed: int, state: Path | None, report: Report) -> tuple[torch.Tensor, float]:
+        """Go through the schedule on rows (n, length), dealt out by `seed`, taking up what `state` holds, if anything.
+
+        The loss of every update, float64, and the share of codes that turned within the last `window` updates, NaN
+        where nothing is quantized. Of each matrix at most `FOLLOWED` codes are followed.
+        """
+        schedule, flips = how_of(self.recipe).schedule, dict[str, Flips]()
+
+        def after(step: int, loss_nats: float) -> None:
+            if step >= schedule.steps - self.window:
+                for name, codes in self._codes():
+                    if name in flips:
+                        flips[name].see(codes)
+                    else:
+                        flips[name] = Flips.of(codes)
+            report(step, loss_nats)
+
+        losses = train(self.model, self.loss(rows, seed), schedule, update=self.update, checkpoint=state, every=KEPT,
+                       after=after)  # fmt: skip
+        shares = [found.share(self.window) for found in flips.values()]
+        return torch.tensor(losses, dtype=torch.float64), sum(shares) / len(shares) if shares else float("nan")
+
+    @property
+    def window(self) -> int:
+        """The updates since the last checkpoint before the end: a run that is taken up makes all of them."""
+        return (how_of(self.recipe).schedule.steps - 1) % KEPT
+
+    def _codes(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every quantized layer's codes, of large matrices some spread evenly."""
+        for name, fake in self.weighed.items():
+            W = latent(linear(self.model, name))
+            codes = fake.fitted(W.detach()).nearest(W.detach()).flatten()
+            yield name, codes[:: -(-len(codes) // FOLLOWED)]
+
+    def loss(self, rows: torch.Tensor, seed: int) -> Loss:
+        """The loss of a micro-batch of `rows` (n, length), by its number."""
+        how = how_of(self.recipe)
+        batch = partial(batch_of, rows, rows_per_batch=how.rows, seed=seed)
+        if self.teacher is None:
+            return lambda part: next_token_loss(self.model, batch(part))
+        teacher, confidence = self.teacher, 0.0
+        if how.loss == "cakld":
+            with torch.no_grad():
+                seen = [batch(part) for part in range(CONFIDENCE_BATCHES)]
+                found = [confidence_of(read(teacher, part)[1][:, :-1], part[:, 1:]) for part in seen]
+            confidence = sum(found) / len(found)
+
+        def loss_of(part: int) -> torch.Tensor:
+            tokens = batch(part)
+            with torch.no_grad():
+                aim, theirs = read(teacher, tokens)
+            hidden, ours = read(self.model, tokens)
+            loss = _loss(how.loss, confidence, ours[:, :-1], theirs[:, :-1], tokens[:, 1:])
+            return loss + how.hidden * hidden_error(hidden, aim) if how.hidden else loss
+
+        return loss_of
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights by the tensor's name, unrounded, in the type that they were trained in."""
+        found = {}
+        for name in self.checkpoint.skeleton.state_dict():
+            owner, _, own = name.rpartition(".")
+            module = self.model.get_submodule(owner)
+            if owner in self.weighed and own == "weight":
+                x = latent(module)
+            else:
+                x = getattr(module, own)
+            found[name] = x.detach().clone().contiguous()
+        if self.checkpoint.tied:
+            found.pop(f"{self.checkpoint.architecture.head}.weight", None)
+        return found
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Learned parameters of grids and ranges of inputs, as "layer/name"."""
+        found = {f"{layer}/{name}": x.detach().clone().contiguous()
+                 for layer, fake in self.weighed.items() for name, x in fake.values().items()}  # fmt: skip
+        for layer, inputs in self.entered.items():
+            if inputs.step is not None:
+                blank = inputs.grid.fit(torch.ones(1, 1))
+                assert isinstance(blank, FittedInteger)
+                found[f"{layer}/range"] = (inputs.step / blank.scale).detach().abs().reshape(())
+        return found
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices of weights, not for scales, of which there may be a matrix, too."""
+    return parameter.ndim >= 2 and ".learned." not in name and not name.endswith("inputs.step")
+
+
+def _loss(
+    kind: str, confidence: float, ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    if kind == "tokens":
+        return nn.functional.cross_entropy(ours.flatten(0, 1), targets.flatten())
+    if kind == "cakld":
+        return cakld(ours, theirs, confidence)
+    return (forward_kl if kind == "forward-kl" else reverse_kl)(ours, theirs)
+
+
+def latent(module: nn.Module) -> torch.Tensor:
+    """The weights of a layer that is read quantized, as they are trained."""
+    found: torch.Tensor = cast(Any, module).parametrizations.weight.original
+    return found
+
+
+def next_token_loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The mean negative log-likelihood in nats of all tokens of `tokens` (rows, length) but the first."""
+    _, logits = read(model, tokens)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def read(model: nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last hidden states behind the norm (rows, length, hidden), and logits (rows, length, vocabulary)."""
+    hidden = model.get_submodule("model")(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden, model.get_submodule("lm_head")(hidden)
+
+
+def batch_of(rows: torch.Tensor, part: int, *, rows_per_batch: int, seed: int) -> torch.Tensor:
+    """Micro-batch number `part` of rows (n, length): every row once in an epoch, in an order drawn for it."""
+    size = min(rows_per_batch, len(rows))
+    epoch, index = divmod(part, len(rows) // size)
+    order = torch.randperm(len(rows), generator=generator_for(seed, f"epoch {epoch}"))
+    return rows[order[index * size : (index + 1) * size]]
+
+
+def whole_model(checkpoint: Checkpoint, seed: int | None = None) -> nn.Module:
+    """All of a checkpoint in memory, ready to be trained; with random weights that `seed` draws, if one is given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if seed is None else seed)
+        model: nn.Module = AutoModelForCausalLM.from_config(checkpoint.config).to(checkpoint.dtype)
+    if seed is None:
+        names = checkpoint.architecture
+        state = {f"{names.blocks}.{i}.{key}": x for i in range(checkpoint.n_blocks)
+                 for key, x in checkpoint.block(i).state_dict().items()}  # fmt: skip
+        for name in (names.embedding, names.norm, *(() if checkpoint.tied else (names.head,))):
+            state |= {f"{name}.{key}": x for key, x in checkpoint.module(name).state_dict().items()}
+        found = model.load_state_dict(state, strict=False)
+        assert not found.unexpected_keys and set(found.missing_keys) <= {f"{names.head}.weight"}, found
+    return model.requires_grad_(True)
