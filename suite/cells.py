@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -123,7 +124,8 @@ def name_of(recipe: Recipe) -> str:
     """The name of the method whose defaults give this recipe, or "custom"."""
     width = _width(recipe)
     for method in METHODS:
-        same = method.bits if method.fixed else [bits for bits in method.bits if bits == width]  # 4.0 is 4, as itself
+        # 4.0 is 4, as itself; three levels, of 1.58 bits, have codes of two
+        same = method.bits if method.fixed else [bits for bits in method.bits if math.ceil(bits) == width]
         if any(method.recipe(bits=bits) == recipe for bits in same):
             return method.name
     return "custom"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from suite.activations import quantize_activations
+from suite.adaptation.quantization_aware import QuantizationAware
 from suite.adaptation.straight_through import tuned
 from suite.coding import Coding, Fixed
 from suite.grids import Integer, OutputSearch, ShrinkSearch
@@ -110,9 +111,9 @@ def quantize_matrix(
     be for transforms that look at activations (AWQ, SmoothQuant). Their channel scales are kept with the matrix and
     charged, since there is no layer before it to absorb them. `Xq` (tokens, in) are the inputs that the quantized model
     has in place of `X` at the same tokens: H is then theirs, and Qronos corrects the difference; without it, as with
-    H alone, Qronos takes the inputs for matched. What a recipe says of a whole model, `inputs` and `adaptation`, has no
-    part in this. `options` go to the method. Raises `ValueError` for shapes that do not fit, a method that needs what
-    is not given, and an unsupported combination.
+    H alone, Qronos takes the inputs for matched. What a recipe says of blocks, `inputs` and `BlockTuning`, has no part
+    in this, and recipes that train a whole model are refused. `options` go to the method. Raises `ValueError` for
+    shapes that do not fit, a method that needs what is not given, and an unsupported combination.
 
     >>> q = quantize_matrix(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), method="rtn", bits=2, group=4)
     >>> q.dequantize(), q.n_bits
@@ -134,6 +135,8 @@ def quantize_matrix(
         raise ValueError("the recipe does not quantize weights")
     if recipe.unsupported:
         raise ValueError(recipe.unsupported)
+    if isinstance(recipe.adaptation, QuantizationAware):
+        raise ValueError("quantization-aware training takes a whole model")
     statistics, cross = None if X is None else statistics_of(X), None
     if Xq is not None:
         H, cross = _mismatched(X, Xq, H)

@@ -23,7 +23,7 @@ def bits_of(method):
     """The widths of a method as the table has them: 4, or 1-8, or 2-8, 16."""
     if method.fixed:
         return f"{method.bits[0]:g}"
-    whole = [bits for bits in method.bits if bits <= 8]
+    whole = [bits for bits in method.bits if bits <= 8 and bits == int(bits)]
     return f"{whole[0]}-{whole[-1]}" + (", 16" if 16 in method.bits else "")
 
 
@@ -34,7 +34,7 @@ def test_the_table_of_methods_is_complete() -> None:
 
 def test_the_table_of_results_has_every_method_of_four_bits() -> None:
     rows = re.findall(r"^ ([a-z0-9_-]+) +([\d.]+)  ", README, re.MULTILINE)
-    assert sorted(rows) == sorted((m.name, "4") for m in METHODS if 4 in m.bits)
+    assert sorted(rows) == sorted((m.name, "4") for m in METHODS if 4 in m.bits and m.needs != "training")
 
 
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from suite.methods.aqlm import AQLM
 from suite.methods.awq import AWQ
 from suite.methods.billm import BILLM
+from suite.methods.bitnet import BITNET, BITNET_TUNED
 from suite.methods.cerwu import CERWU
 from suite.methods.dfloat11 import DFLOAT11
 from suite.methods.duquant import DUQUANT
@@ -21,10 +22,12 @@ from suite.methods.k_quants import Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
 from suite.methods.kivi import KIVI
 from suite.methods.kvquant import KVQUANT
 from suite.methods.lloyd_max import K_MEANS, LLOYD_MAX
+from suite.methods.lsq import LSQ
 from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
 from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
+from suite.methods.paretoq import PARETOQ
 from suite.methods.pb_llm import PB_LLM
 from suite.methods.qronos import QRONOS
 from suite.methods.qtip import QTIP
@@ -38,6 +41,7 @@ from suite.methods.spinquant import SPINQUANT
 from suite.methods.ternary import BINARY, TERNARY, TERNARY_REFIT
 from suite.methods.vptq import VPTQ
 from suite.methods.watersic import WATERSIC
+from suite.methods.zeroqat import ZEROQAT
 
 METHODS: tuple[Method, ...] = (
     # integers
@@ -51,6 +55,8 @@ METHODS: tuple[Method, ...] = (
     QUIP_SHARP, QTIP, AQLM, VPTQ, PB_LLM, BILLM, RESIDUAL_BINARY,
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
+    # quantization-aware training
+    LSQ, PARETOQ, BITNET, BITNET_TUNED, ZEROQAT,
     # caches
     KIVI, KVQUANT,
     # entropy coded

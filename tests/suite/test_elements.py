@@ -199,6 +199,15 @@ def test_nf4_is_made_of_gaussian_quantiles():
     assert np.abs(np.array(made) / max(made) - np.array(NF4.levels)).max() < 2e-7  # the literals were made in float32
 
 
+def test_n2f3_is_made_of_gaussian_quantiles():
+    """NF4's construction with half a step less at 7 and at 8 levels; the release's literals, made in float32."""
+    from scipy.stats import norm
+
+    offset = ((1 - 1 / 14) + (1 - 1 / 16)) / 2
+    made = [*-norm.ppf(np.linspace(offset, 0.5, 4)[:-1]), 0.0, *norm.ppf(np.linspace(offset, 0.5, 5)[:-1])[::-1]]
+    assert np.abs(np.array(made) / max(made) - np.array(ELEMENTS["n2f3"].levels)).max() < 2e-7
+
+
 @tables
 def test_boundaries_are_the_last_numbers_that_round_down(element):
     bounds = boundaries(element.levels, torch.float32)

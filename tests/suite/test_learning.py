@@ -11,6 +11,7 @@ from suite import run
 from suite import student as students
 from suite.adaptation.training import DivergedError
 from suite.learning import control_of, learned_for
+from suite.methods import METHODS
 from suite.models.checkpoint import load_model
 from suite.outside import UnsupportedError
 from suite.recipe import parse
@@ -73,6 +74,21 @@ def test_a_trained_cell_is_measured_packed_and_read_back(llama, inputs, training
         assert math.isclose(row.ppl_control, record.ppl, rel_tol=1e-12)
         return
     assert row.moved > 0 and row.moved_control > 0 and 0 <= row.turning <= 1
+    (again,) = run(str(tmp_path / "packed"), store=tmp_path / "other.db", jobs=1, base=str(llama),
+                   evaluation=inputs["evaluation"])  # fmt: skip
+    assert (again.ppl, again.bpw, again.model_bytes) == (record.ppl, record.bpw, record.model_bytes)
+
+
+TRAINED = [(method, bits) for method in METHODS if method.needs == "training"
+           for bits in dict.fromkeys((method.bits[0], method.bits[-1]))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "bits"), TRAINED, ids=lambda x: getattr(x, "name", str(x)))
+def test_every_method_is_trained_packed_and_read_back(method, bits, llama, inputs, training, tmp_path):
+    recipe = method.recipe(bits=bits, steps=3, rows=4)
+    (record,) = run(str(llama), recipes=[recipe], training=training, store=tmp_path / "s.db", jobs=1,
+                    save=tmp_path / "packed", **inputs)  # fmt: skip
+    assert record.status == "ok", record.reason
     (again,) = run(str(tmp_path / "packed"), store=tmp_path / "other.db", jobs=1, base=str(llama),
                    evaluation=inputs["evaluation"])  # fmt: skip
     assert (again.ppl, again.bpw, again.model_bytes) == (record.ppl, record.bpw, record.model_bytes)

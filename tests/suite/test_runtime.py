@@ -35,7 +35,7 @@ from suite.runtime.linear import core_of
 
 U = 2.0**-8  # the unit roundoff of bfloat16
 CPU = torch.device("cpu")
-WEIGHTS = [method for method in METHODS if "weights" in method.targets]
+WEIGHTS = [method for method in METHODS if "weights" in method.targets and method.needs != "training"]
 
 
 def bits_of(method):

@@ -35,8 +35,11 @@ def packed_by(method, model, root, stories):
     paths = [root / "calibration.npy", root / "evaluation.npy"]
     np.save(paths[0], tokens[:32])
     np.save(paths[1], tokens[32:34])
-    bits = None if method.fixed else [4 if 4 in method.bits else method.bits[-1]]
-    (record,) = run(name, methods=[method.name], bits=bits, calibration=str(paths[0]), evaluation=str(paths[1]),
+    bits = None if method.fixed else 4 if 4 in method.bits else method.bits[-1]
+    asked = dict(methods=[method.name], bits=None if bits is None else [bits])
+    if method.needs == "training":  # what is compared needs no training worth its name
+        asked = dict(recipes=[method.recipe(bits=bits, steps=2, rows=2)], training=str(paths[0]))
+    (record,) = run(name, **asked, calibration=str(paths[0]), evaluation=str(paths[1]),
                     store=root / "store.db", save=root / "packed", jobs=1)  # fmt: skip
     if record.status == "skipped":
         pytest.skip(str(record.reason))
