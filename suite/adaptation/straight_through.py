@@ -21,6 +21,9 @@ import torch
 from suite.grids.grid import Fitted, Tunable
 from suite.grids.integer import FittedInteger
 from suite.grids.scaled import FittedScaled
+from suite.grids.two_sided import FittedTwoSided
+
+Affine = FittedInteger | FittedScaled | FittedTwoSided  # a value is scale times (level - zero)
 
 
 def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
@@ -35,8 +38,8 @@ def within(x: torch.Tensor, fitted: Fitted, beyond: float = 0.0) -> torch.Tensor
     `ValueError` for grids that code values in blocks: what they clip is not told value by value.
     """
     x = x.detach()
-    if isinstance(fitted, FittedInteger | FittedScaled):
-        scale, zero = _affine(fitted)
+    if isinstance(fitted, Affine):
+        scale, zero = _affine(fitted, x)
         low, high = fitted.ends
         ratio = x / scale.detach()
         return (ratio >= low - zero - beyond) & (ratio <= high - zero + beyond)
@@ -67,12 +70,13 @@ def fake_quantized(
     rounded, moving = value.detach(), x if inside is None else torch.where(inside, x, 0.0)
     if value.requires_grad:
         moving = moving + value
-        if isinstance(fitted, FittedInteger | FittedScaled):
+        if isinstance(fitted, Affine):
             if not constant:
                 unrounded = _unrounded(x.detach(), fitted)
                 moving = moving - (unrounded if inside is None else torch.where(inside, unrounded, 0.0))
             if overshoot and inside is not None:
-                moving = moving + torch.where(inside, 0.0, overshoot * x.detach().sign()) * _affine(fitted)[0]
+                scale, _ = _affine(fitted, x.detach())
+                moving = moving + torch.where(inside, 0.0, overshoot * x.detach().sign()) * scale
     return rounded + (moving - moving.detach())
 
 
@@ -81,16 +85,18 @@ def tuned(fitted: Fitted, values: Mapping[str, torch.Tensor]) -> Fitted:
     return cast(Tunable, fitted).tuned(values) if values else fitted
 
 
-def _affine(fitted: FittedInteger | FittedScaled) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Scale and zero point, broadcastable to (out, in): a value is scale times (level - zero)."""
+def _affine(fitted: Affine, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Scale and zero point of the values `x` (out, in), broadcastable to it: those of its side, where there are two."""
+    if isinstance(fitted, FittedTwoSided):
+        return fitted.scale_of(x), 0.0
     scale, zero = fitted.layout.expand(fitted.scale), getattr(fitted, "zero", None)
     if zero is not None:
         return scale, fitted.layout.expand(zero)
     return scale, fitted.grid.zero if isinstance(fitted, FittedInteger) else 0.0
 
 
-def _unrounded(x: torch.Tensor, fitted: FittedInteger | FittedScaled) -> torch.Tensor:
+def _unrounded(x: torch.Tensor, fitted: Affine) -> torch.Tensor:
     """`x` as D(unrounded, t), for its gradient in t."""
-    scale, zero = _affine(fitted)
+    scale, zero = _affine(fitted, x)
     unrounded = (x / scale + zero).detach()
     return (unrounded - zero) * scale

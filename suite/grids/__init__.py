@@ -23,10 +23,11 @@ from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
 from suite.grids.sparse import Sparse
 from suite.grids.steps import Steps
 from suite.grids.trellis import Trellis
+from suite.grids.two_sided import TwoSided
 
 GRIDS = (
     Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P,
-    Trellis, OutlierColumns,
+    Trellis, OutlierColumns, TwoSided,
 )  # fmt: skip
 SCALES = (RealScale, LeastSquares, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of
@@ -60,5 +61,6 @@ __all__ = [
     "Steps",
     "Trellis",
     "TwoLevel",
+    "TwoSided",
     "Unscaled",
 ]

@@ -9,7 +9,8 @@ A format is a constant. `levels` says what every code decodes to; `encode` round
 - -0 keeps its sign bit where there is one, and reads back as -0.
 
 Sources: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0, section 5.3 (E3M2, E2M3,
-E2M1, INT8); Dettmers et al. 2023, arXiv:2305.14314, appendix E (NF4); Liu et al. 2025, ParetoQ, arXiv:2502.02631 (SEQ).
+E2M1, INT8); Dettmers et al. 2023, arXiv:2305.14314, appendix E (NF4); Du et al. 2024, BitDistiller, arXiv:2402.10631,
+and its release (N2F3, made the same way); Liu et al. 2025, ParetoQ, arXiv:2502.02631 (SEQ).
 """
 
 import math
@@ -299,6 +300,9 @@ NF4 = Table("nf4", 4, (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0))  # fmt: skip
+N2F3 = Table("n2f3", 3, (
+    -1.0, -0.5350227355957031, -0.2469314038753510, 0.0, 0.1833375245332718, 0.3819939494132996, 0.6229856610298157,
+    1.0))  # fmt: skip
 NF2 = Table("nf2", 2, (-1.0, 0.0, 0.33791524171829224, 1.0))
 TERNARY = Table("ternary", 2, (-1.0, 0.0, 1.0))
 BINARY = Table("binary", 1, (-1.0, 1.0))
@@ -317,6 +321,7 @@ _ALL = (
     FLOAT16,
     INT8,
     NF4,
+    N2F3,
     NF2,
     FP4_BITSANDBYTES,
     TERNARY,

@@ -31,6 +31,7 @@ from suite.grids import (
     Steps,
     Trellis,
     TwoLevel,
+    TwoSided,
     Unscaled,
 )
 from suite.grids.integer import CONVENTIONS
@@ -86,7 +87,7 @@ UNSUPPORTED = (
     (Exl2(budget=4.0), "EXL2"),
     *((grid, "is fitted to weights")
       for grid in (E8P(), Trellis(), Codebooks(), OutlierColumns(share=0.1), ResidualBinary(orders=2), PartlyBinary(),
-                   BellSplit())),
+                   BellSplit(), TwoSided())),
 )  # fmt: skip
 
 supported = pytest.mark.parametrize("grid", SUPPORTED, ids=str)

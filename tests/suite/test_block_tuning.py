@@ -36,6 +36,7 @@ from suite.grids import (
     Sparse,
     Steps,
     Trellis,
+    TwoSided,
 )
 from suite.grids.integer import CONVENTIONS
 from suite.models.architecture import linear
@@ -65,6 +66,7 @@ TUNABLE = {
     "residual binary": ResidualBinary(orders=2, group=5),
     "partly binary": PartlyBinary(group=5),
     "bells": BellSplit(group=8),
+    "two sides": TwoSided(group=8),
     "E8P": E8P(),
     "E8P, 3 bits": E8P(bits=3),
     "E8P, 4 bits": E8P(bits=4),

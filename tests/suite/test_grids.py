@@ -33,6 +33,7 @@ from suite.grids import (
     Steps,
     Trellis,
     TwoLevel,
+    TwoSided,
     Unscaled,
 )  # fmt: skip
 from suite.recipe import Target, parse
@@ -127,6 +128,7 @@ PROMISES = [
     Promise(Codebooks(code_bits=4, length=3, axis=0, entry_bits=8), constant=2.0**-7),
     Promise(OutlierColumns(share=0.1, outliers=Codebooks(code_bits=9, length=2, axis=0),
                            rest=Codebooks(code_bits=3, length=2, axis=0))),
+    Promise(TwoSided(group=16)), Promise(TwoSided(element="nf4", group="row", scale_bits=32), constant=2.0**-22),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid
