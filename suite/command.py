@@ -207,6 +207,10 @@ def show(store: Path, as_json: bool, as_csv: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--steps", type=click.IntRange(1), help="Updates of 4,096 tokens; the shipped model's by default.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="At its peak; the shipped model's by default.")
+@click.option("--from", "start", metavar="MODEL", help="Start from these weights, `reference` or others of its shape.")
+@click.option("--reasoning", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+              help="The share of rows that are problems of several steps, for `bitfrontier reasoning`.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 def train_reference(out: Path, steps: int | None, seed: int, threads: int) -> None:
     """Train the reference checkpoint into the directory OUT; taken up again where it was killed."""
@@ -219,9 +223,9 @@ def train_reference(out: Path, steps: int | None, seed: int, threads: int) -> No
     from suite.reference.training import Plan, train_reference
 
     torch.set_num_threads(threads)
-    plan = Plan(seed=seed)
-    if steps is not None:
-        plan = replace(plan, schedule=replace(plan.schedule, steps=steps))
+    plan = Plan(**options)
+    schedule = replace(plan.schedule, steps=steps or plan.schedule.steps, rate=rate or plan.schedule.rate)
+    plan = replace(plan, schedule=schedule)
     with tables.ProgressBar() as bar:
         bar.start(plan.schedule.steps)
         card = train_reference(out, plan, bar.to_step)

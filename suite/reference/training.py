@@ -1,17 +1,19 @@
 """How the reference checkpoint was made: `bitfrontier train-reference OUT` runs this file and nothing else.
 
 A LLaMA-architecture model of 3.7 million parameters, a byte-level BPE of 2,048 tokens, and the Python source of the
-pinned sympy. Deterministic given the seed and the environment key: the data of a step follow from its number.
+pinned sympy. Deterministic given the seed and the environment key: the data of a step follow from its number. Variants
+start from a checkpoint's weights, and learn to solve problems of several steps beside the text (`suite.reasoning`).
 """
 
 import csv
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +21,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from suite.adaptation.training import Schedule, train
+from suite.models.checkpoint import Checkpoint, load_model
+from suite.reasoning.letters import Letters
+from suite.reasoning.mixing import Mixture
+from suite.reasoning.problems import LONGEST
 from suite.reference.text import LENGTH, PINNED, RUN, START, Part, cut_rows, read_files, repeats_of, rows_sha256
 
 VOCABULARY = 2048
@@ -26,7 +32,11 @@ VOCABULARY = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything the checkpoint depends on, apart from the environment."""
+    """Everything the checkpoint depends on, apart from the environment.
+
+    The share `reasoning` of every batch's rows, rounded to whole ones, are problems. `start` names a checkpoint of this
+    shape that training starts from; its tokenizer is taken too.
+    """
 
     seed: int = 0
     batch_rows: int = 16
@@ -36,6 +46,29 @@ class Plan:
     heads: int = 8
     cache_heads: int = 4
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=4000))
+    reasoning: float = 0.0
+    start: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reasoning < 1:
+            raise ValueError(f"reasoning {self.reasoning}: expected a share from 0 to below 1")
+        if self.reasoning and not 0 < self.problem_rows < self.batch_rows:
+            raise ValueError(f"reasoning {self.reasoning}: that is {self.problem_rows} of {self.batch_rows} rows, "
+                             f"expected some of problems and some of text")  # fmt: skip
+
+    @property
+    def problem_rows(self) -> int:
+        """How many of a batch's rows are problems."""
+        return round(self.reasoning * self.batch_rows)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What makes a model's weights fit, by its name in a configuration of `transformers`."""
+        return {
+            "vocab_size": VOCABULARY, "hidden_size": self.hidden, "num_hidden_layers": self.blocks,
+            "intermediate_size": self.mlp, "num_attention_heads": self.heads, "num_key_value_heads": self.cache_heads,
+            "max_position_embeddings": LENGTH,
+        }  # fmt: skip
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -80,21 +113,23 @@ def perplexity(model: LlamaForCausalLM, rows: np.ndarray) -> float:
     return float((torch.stack(sums).sum() / len(rows)).exp())
 
 
-def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] = lambda step, loss_nats: None) -> dict:
+def train_reference(
+    out: Path,
+    plan: Plan,
+    report: Callable[[int, float], None] = lambda step, loss_nats: None,
+    *,
+    every: int = 250,
+) -> dict:
     """Train the checkpoint into the directory `out` (resuming there) and return its data card.
 
-    The model as it was before the first and after half of the steps is kept in `out/initial` and `out/half`.
+    The model as it was before the first and after half of the steps is kept in `out/initial` and `out/half`. The log
+    has a line, and the training a checkpoint, `every` so many updates. Raises `ValueError` for a start that is not of
+    the plan's shape, and for a directory where another plan was begun.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    model, about = _begin(plan, out)
     tokenizer, parts, names = _prepare(out)
     stream = np.concatenate(parts["training"])
-    torch.manual_seed(plan.seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=plan.hidden, num_hidden_layers=plan.blocks, intermediate_size=plan.mlp,
-        num_attention_heads=plan.heads, num_key_value_heads=plan.cache_heads, max_position_embeddings=LENGTH,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, dtype="float32",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    mixture = _mixture(plan, tokenizer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=START)
     _save(model, wrapped, out / "initial")
     snapshots = {"initial": weight_statistics(model)}
@@ -107,8 +142,10 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
     window: list[float] = []
 
     def loss_of(step: int) -> torch.Tensor:
-        rows = batch_at(stream, step, plan.batch_rows, plan.seed)
-        return model(input_ids=rows, labels=rows).loss
+        rows = labels = batch_at(stream, step, plan.batch_rows - plan.problem_rows, plan.seed)
+        if mixture is not None:
+            rows, labels = mixture.mixed(step, rows)
+        return model(input_ids=rows, labels=labels).loss
 
     def after(step: int, loss_nats: float) -> None:
         report(step, loss_nats)
@@ -117,7 +154,7 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
             snapshots["half"] = weight_statistics(model)
             (out / "half.json").write_text(json.dumps(snapshots["half"]))
             _save(model, wrapped, out / "half")
-        if step % 250 == 0 or step == plan.schedule.steps:
+        if step % every == 0 or step == plan.schedule.steps:
             model.eval()
             rows = validation if step == plan.schedule.steps else validation[::4]
             log[:] = [row for row in log if row["step"] < step]  # a killed run may have logged past its checkpoint
@@ -125,18 +162,59 @@ def train_reference(out: Path, plan: Plan, report: Callable[[int, float], None] 
                 "step": step, "tokens": step * plan.batch_rows * LENGTH, "rate": plan.schedule.rate_at(step - 1),
                 "training_nats": float(np.mean(window)), "validation_perplexity": perplexity(model, rows),
                 "seconds": round(seconds_before + time.monotonic() - started, 1),
+                **({} if mixture is None else {"problems_right": mixture.right(model)}),
             })  # fmt: skip
             model.train()
             window.clear()
             _write_log(out / "log.csv", log)
 
-    train(model, loss_of, plan.schedule, checkpoint=out / "training.pt", every=250, after=after)
+    train(model, loss_of, plan.schedule, checkpoint=out / "training.pt", every=every, after=after)
     snapshots["final"] = weight_statistics(model)
     _save(model, wrapped, out)
     (out / "weights.json").write_text(json.dumps(snapshots, indent=1) + "\n")
-    card = _card(plan, parts, names, stream, log[-1])
+    card = _card(plan, parts, names, stream, log[-1]) | about | _about_problems(plan, log[-1])
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return card
+
+
+def _begin(plan: Plan, out: Path) -> tuple[LlamaForCausalLM, dict[str, str]]:
+    """The model that training begins with, and what the card says of where it comes from."""
+    found = None if plan.start is None else _checked_start(plan)
+    plan_text, kept = json.dumps(asdict(plan), indent=1) + "\n", out / "plan.json"
+    if kept.exists() and kept.read_text() != plan_text:
+        raise ValueError(f"{out}: there is a training of another plan in this directory, see {kept.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(plan_text)
+    if found is None:
+        torch.manual_seed(plan.seed)
+        config = LlamaConfig(**plan.shape, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, dtype="float32")
+        return LlamaForCausalLM(config), {}
+    shutil.copyfile(found.path / "tokenizer.json", out / "tokenizer.json")
+    model = LlamaForCausalLM.from_pretrained(found.path, dtype=torch.float32)
+    return model, {"start_sha256": found.sha256}
+
+
+def _checked_start(plan: Plan) -> Checkpoint:
+    assert plan.start is not None
+    found = load_model(plan.start)
+    shape = {name: getattr(found.config, name, None) for name in plan.shape}
+    if shape != plan.shape or found.config.model_type != "llama" or found.dial is not None:
+        raise ValueError(f"{plan.start}: a {found.config.model_type} of {shape}, expected a llama of {plan.shape}")
+    return found
+
+
+def _mixture(plan: Plan, tokenizer: Tokenizer) -> Mixture | None:
+    letters = Letters.of(tokenizer, START) if plan.reasoning else None
+    return None if letters is None else Mixture(letters=letters, rows=plan.problem_rows, seed=plan.seed)
+
+
+def _about_problems(plan: Plan, last: dict) -> dict:
+    """What the card says of problems, if any were among the text."""
+    if not plan.reasoning:
+        return {}
+    rows = f"{plan.problem_rows} of {plan.batch_rows} rows of every batch"
+    what = f"problems of suite.reasoning of 1 to {LONGEST} steps, none held out; the loss is of written steps alone"
+    return {"problems": f"{rows}: {what}", "held_out_problems_right": last["problems_right"]}
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, place: Path) -> None:
