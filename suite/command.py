@@ -148,7 +148,8 @@ def run(dry_run: bool, **options: Any) -> int:
                 bar.start(len(plan.todo))
             return not dry_run
 
-        records = engine.run(**options, recipes=recipes, command=command, on_plan=on_plan, on_done=bar.advance)
+        records = engine.run(**options, recipes=recipes, command=command, on_plan=on_plan, on_done=bar.advance,
+                             on_step=bar.to_update)  # fmt: skip
     if not dry_run:
         tables.print_records(records)
         tables.print_places(plans[0].setting, records)
@@ -206,14 +207,17 @@ def show(store: Path, as_json: bool, as_csv: bool) -> None:
 @bitfrontier.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--steps", type=click.IntRange(1), help="Updates of 4,096 tokens; the shipped model's by default.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="At its peak; the shipped model's by default.")
 @click.option("--from", "start", metavar="MODEL", help="Start from these weights, `reference` or others of its shape.")
 @click.option("--reasoning", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
               help="The share of rows that are problems of several steps, for `bitfrontier reasoning`.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-def train_reference(out: Path, steps: int | None, seed: int, threads: int) -> None:
-    """Train the reference checkpoint into the directory OUT; taken up again where it was killed."""
+def train_reference(out: Path, steps: int | None, rate: float | None, threads: int, **options: Any) -> None:
+    """Train the reference checkpoint into the directory OUT; taken up again where it was killed.
+
+    With --reasoning it is a variant, which learns to solve problems beside the text.
+    """
     _check_writable(out)
     from dataclasses import replace
 

@@ -23,7 +23,7 @@ from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
 from suite.outside import UnsupportedError
 from suite.packed import check_places, holds_packed
-from suite.processes import peak_mib, reset_peak, spread, steady_memory
+from suite.processes import Told, peak_mib, reset_peak, spread, steady_memory
 from suite.recipe import Recipe, parse
 from suite.runtime.evaluation import check_runtime
 from suite.store import Record, Store, holds_store
@@ -92,9 +92,16 @@ def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: 
 
 
 def execute(
-    plan: Plan, store: Path, jobs: int, on_done: Callable[[Record], None] = lambda record: None
+    plan: Plan,
+    store: Path,
+    jobs: int,
+    on_done: Callable[[Record], None] = lambda record: None,
+    on_step: Told = lambda step: None,
 ) -> list[Record]:
-    """Run the cells of a plan in `jobs` processes, writing each to the store as it ends; returns all their records."""
+    """Run the cells of a plan in `jobs` processes, writing each to the store as it ends; returns all their records.
+
+    `on_step` hears of every update of what is trained.
+    """
     records = list(plan.done)
     with Store(store) as opened:
         for seed in dict.fromkeys(seed for seed, _ in plan.todo):
@@ -102,7 +109,7 @@ def execute(
             _prepare(bench, opened)
             chosen = [pick for s, pick in plan.todo if s == seed]
             task = partial(run_cell, plan.setting, seed)
-            for outcome in spread(task, chosen, jobs, died=partial(_died, bench)):
+            for outcome in spread(task, chosen, jobs, died=partial(_died, bench), told=on_step):
                 opened.put(outcome.record, outcome.layers, outcome.histograms, outcome.training)
                 records.append(outcome.record)
                 on_done(outcome.record)
@@ -152,6 +159,7 @@ def run(
     device: str = "cpu",
     on_plan: Callable[[Plan], bool] = lambda plan: True,
     on_done: Callable[[Record], None] = lambda record: None,
+    on_step: Told = lambda step: None,
 ) -> list[Record]:
     """Run every cell that has no finished record yet, and return the records of all.
 
@@ -192,7 +200,7 @@ def run(
     planned = plan(setting, chosen, seeds, Path(store))
     if not on_plan(planned):
         return list(planned.done)
-    return execute(planned, Path(store), jobs or os.cpu_count() or 1, on_done)
+    return execute(planned, Path(store), jobs or os.cpu_count() or 1, on_done, on_step)
 
 
 def _coding(name: str) -> Coding:

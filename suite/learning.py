@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from suite.adaptation.quantization_aware import QuantizationAware
 from suite.blockwise import Trained
 from suite.cache import cache_root, keep
+from suite.calibration import Calibration
 from suite.environment import code_version, environment_key
 from suite.models.checkpoint import Checkpoint
 from suite.recipe import Recipe
@@ -60,21 +61,27 @@ def learned_for(
     *,
     seed: int,
     threads: int,
+    calibration: Tokens | None = None,
     report: Report = lambda step, loss_nats: None,
 ) -> Learned:
     """The model trained as the recipe says, once for everything that it depends on.
 
-    Raises `DivergedError`, and `UnsupportedError` for grids that cannot be trained on.
+    `calibration` are the tokens that weights are clipped by, where the recipe does that; nothing else depends on them.
+    Raises `DivergedError`, and `UnsupportedError` for grids that cannot be trained on; `ValueError` where there is no
+    calibration and weights are to be clipped.
     """
     begun = with_sub_norms(checkpoint) if how_of(recipe).sub_norm else checkpoint
     about = f"learned {checkpoint.sha256} {training.sha256} {checkpoint.dtype} {_taught(recipe)} seed {seed}"
+    clips = calibration if how_of(recipe).clip is not None else None
+    if clips is not None:
+        about += f" calibration {clips.sha256}"
     about = f"{about} {code_version()} {environment_key(threads)}"
     digest = hashlib.sha256(about.encode()).hexdigest()
     unfinished = cache_root() / f"training-{digest[:32]}"
 
     def make(path: Path) -> None:
         unfinished.mkdir(exist_ok=True)
-        student = Student.of(begun, recipe, seed)
+        student = Student.of(begun, recipe, seed, None if clips is None else Calibration.of(begun, clips, threads))
         losses, turning = student.train(training.tensor(), seed, unfinished / "state.pt", report)
         save_file(student.weights(), path / "weights.safetensors")
         turned = {"turning": torch.tensor(turning), "window": torch.tensor(student.window)}

@@ -43,7 +43,7 @@ class Outcome:
 def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     """Go through the model once: quantize a block, run the calibration and evaluation rows through it, drop it."""
     setting, recipe = bench.setting, pick.recipe
-    trained = trained_for(bench, recipe)
+    trained = trained_for(bench, recipe, pick.method if pick.bits is None else f"{pick.method} at {pick.bits:g} bits")
     checkpoint = (
         turned_for(bench.checkpoint, recipe, bench.calibration, seed=bench.seed, threads=setting.threads)
         if trained is None else trained.checkpoint

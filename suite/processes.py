@@ -9,7 +9,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,19 +20,49 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a training is: `done` of `steps` updates of what `name` says, and the last one's loss in nats."""
+
+    name: str
+    done: int
+    steps: int
+    loss_nats: float
+
+
+Told = Callable[[Step], None]
+_listener: list[Told] = []  # of this process, at most one: in a worker it is the way to the process that started it
+
+
+def tell(step: Step) -> None:
+    """Say how far a training is, to whoever listens in this process or in the one that started it."""
+    for told in _listener:
+        told(step)
+
+
+def _listen(told: Told) -> None:
+    _listener[:] = [told]
+
+
 def spread(
-    task: Callable[[Item], Result], items: Sequence[Item], jobs: int, died: Callable[[Item], Result]
+    task: Callable[[Item], Result],
+    items: Sequence[Item],
+    jobs: int,
+    died: Callable[[Item], Result],
+    told: Told = lambda step: None,
 ) -> Iterator[Result]:
-    """`task` of every item in `jobs` processes, as they end.
+    """`task` of every item in `jobs` processes, as they end; `told` hears what they `tell` meanwhile.
 
     A process that dies (out of memory, say) makes `died` of its own item and of no other. One job or one item needs
     no other process.
     """
     if jobs <= 1 or len(items) <= 1:
+        _listen(told)
         yield from map(task, items)
+        _listener.clear()
         return
     broken = []
-    with _pool(min(jobs, len(items))) as pool:
+    with _pool(min(jobs, len(items)), told) as pool:
         waiting: dict[Future[Result], Item] = {pool.submit(task, item): item for item in items}
         while waiting:
             finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -40,20 +73,37 @@ def spread(
                 except BrokenProcessPool:
                     broken.append(item)
     for item in broken:
-        with _pool(1) as pool:
+        with _pool(1, told) as pool:
             try:
                 yield pool.submit(task, item).result()
             except BrokenProcessPool:
                 yield died(item)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(jobs: int, told: Told) -> Iterator[ProcessPoolExecutor]:
+    """Workers, and a thread that passes on what they tell."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_die_with_parent)
+    reader, writer = context.Pipe(duplex=False)  # short messages are written whole: no lock that a dead worker holds
+
+    def pass_on() -> None:
+        with suppress(EOFError):
+            while True:
+                told(reader.recv())
+
+    listening = threading.Thread(target=pass_on, daemon=True)
+    listening.start()
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(writer,)) as pool:
+            yield pool
+    finally:
+        writer.close()
+        listening.join()
 
 
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone, however it went."""
+def _begin(writer: Connection) -> None:
+    """Begin a worker: what it tells goes to `writer`, and it ends when the process that started it is gone."""
+    _listen(writer.send)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

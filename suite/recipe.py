@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from suite.activations import unsupported_activations
 from suite.adaptation.block_tuning import BlockTuning
+from suite.adaptation.clipping import AsymmetricClip, unsupported_clipping
 from suite.adaptation.quantization_aware import Gradient, Perturbation, QuantizationAware
 from suite.adaptation.training import Schedule
 from suite.coding import CODINGS, Coding, Exponents, Fixed
@@ -36,7 +37,8 @@ from suite.rounding import (
 )
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
-ADAPTATIONS = (BlockTuning, QuantizationAware, Schedule, Gradient, Perturbation)  # and what they are made of
+# what is learned, and what that is made of
+ADAPTATIONS = (BlockTuning, QuantizationAware, Schedule, Gradient, Perturbation, AsymmetricClip)
 Rounding = (
     Nearest
     | Stochastic
@@ -208,7 +210,10 @@ def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
 def _training_unsupported(recipe: Recipe) -> str | None:
     if recipe.transforms:
         return "a model is trained in its own coordinates: transforms have no part in quantization-aware training"
+    clips = isinstance(recipe.adaptation, QuantizationAware) and recipe.adaptation.clip is not None
     for target in (recipe.weights, *(target for _, target in recipe.layers)):
+        if target is not None and clips and (reason := unsupported_clipping(target.grid)):
+            return reason
         if target is not None and not isinstance(target.rounding, Nearest):
             return f"trained weights are rounded to nearest, as in training, not by {canonical(target.rounding)}"
     outside = [pattern for pattern, _ in recipe.layers if pattern.startswith(("model.embed_tokens", "lm_head"))]

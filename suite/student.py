@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
+from suite.adaptation.clipping import clipped
 from suite.adaptation.distillation import cakld, confidence_of, forward_kl, hidden_error, reverse_kl
 from suite.adaptation.oscillation import Flips
 from suite.adaptation.quantization_aware import FakeInputs, FakeQuantize, QuantizationAware
 from suite.adaptation.training import AdamW, Loss, Update, train
 from suite.adaptation.zeroth_order import ZerothOrder
+from suite.calibration import Calibration
 from suite.grids.integer import FittedInteger
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
@@ -53,11 +55,18 @@ class Student:
     teacher: nn.Module | None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe, seed: int) -> "Student":
-        """The model with its weights, or with random ones, and quantization where the recipe wants it."""
+    def of(cls, checkpoint: Checkpoint, recipe: Recipe, seed: int, calibration: Calibration | None = None) -> "Student":
+        """The model with its weights, or with random ones, and quantization where the recipe wants it.
+
+        Raises `ValueError` where the recipe clips weights and there is no `calibration` of the checkpoint to do it by.
+        """
         how, names = how_of(recipe), checkpoint.architecture
         model = whole_model(checkpoint, seed if how.scratch else None)
         teacher = copy.deepcopy(model).eval().requires_grad_(False) if how.distills else None
+        if how.clip is not None:
+            if calibration is None:
+                raise ValueError("weights are clipped by their outputs: expected a calibration")
+            clip(model, recipe, calibration)
         weighed: dict[str, FakeQuantize] = {}
         entered: dict[str, FakeInputs] = {}
         for name in (names.full_name(i, layer) for i in range(checkpoint.n_blocks) for layer in names.layers):
@@ -158,6 +167,21 @@ class Student:
                 assert isinstance(blank, FittedInteger)
                 found[f"{layer}/range"] = (inputs.step / blank.scale).detach().abs().reshape(())
         return found
+
+
+@torch.no_grad()
+def clip(model: nn.Module, recipe: Recipe, calibration: Calibration) -> None:
+    """Clamp the weights of a whole model, in place, as its training's recipe says, by its inputs' Gram matrices."""
+    how, names = how_of(recipe).clip, calibration.checkpoint.architecture
+    assert how is not None
+    for i in range(calibration.checkpoint.n_blocks):
+        statistics = calibration.statistics(i)
+        for site in names.sites:
+            gram = statistics[site.layers[0]].gram
+            for name in (names.full_name(i, layer) for layer in site.layers):
+                W, target = linear(model, name).weight, recipe.target_of(name)
+                if target is not None and how.takes(name):
+                    W.copy_(supported(partial(clipped, W.detach(), target.grid, gram, how)))
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -21,6 +21,7 @@ from suite.adaptation.quantization_aware import QuantizationAware
 from suite.bench import Bench, Setting, open_bench
 from suite.engine import Plan
 from suite.methods import Method
+from suite.processes import Step
 from suite.recipe import Recipe, canonical, parse
 from suite.store import Record, Store, holds_store
 
@@ -33,6 +34,7 @@ class ProgressBar:
         console = Console(stderr=True)
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         self._task: TaskID | None = None
+        self._trained: dict[str, TaskID] = {}
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -55,6 +57,15 @@ class ProgressBar:
         """A training step is done."""
         assert self._task is not None
         self._progress.update(self._task, completed=step, description=f"loss {loss_nats:.3f} nats")
+
+    def to_update(self, step: Step) -> None:
+        """A training among the pieces has made an update: it has a bar of its own until it ends."""
+        if step.name not in self._trained:
+            self._trained[step.name] = self._progress.add_task(step.name, total=step.steps)
+        task = self._trained[step.name]
+        self._progress.update(task, completed=step.done, description=f"{step.name}: loss {step.loss_nats:.3f} nats")
+        if step.done == step.steps:
+            self._progress.remove_task(self._trained.pop(step.name))
 
     def to_block(self, done: int) -> None:
         """So many blocks are done."""

@@ -14,15 +14,25 @@ from suite.evaluation import Comparison, Ended, clustered_se, compare
 from suite.learning import Learned, control_of, learned_for
 from suite.models.architecture import weight_of
 from suite.models.checkpoint import Checkpoint
+from suite.processes import Step, tell
 from suite.recipe import Recipe
 from suite.store import Record, TrainingRow
 
 
-def trained_for(bench: Bench, recipe: Recipe) -> Learned | None:
-    """The model trained as the recipe says, on the bench's training tokens; None where it says nothing of that."""
+def trained_for(bench: Bench, recipe: Recipe, name: str) -> Learned | None:
+    """The model trained as the recipe says, on the bench's training tokens; None where it says nothing of that.
+
+    Progress is told under `name`.
+    """
     if not isinstance(recipe.adaptation, QuantizationAware):
         return None
-    return learned_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads)
+    steps = recipe.adaptation.schedule.steps
+
+    def report(step: int, loss_nats: float) -> None:
+        tell(Step(name, step, steps, loss_nats))
+
+    return learned_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads,
+                       calibration=bench.calibration, report=report)  # fmt: skip
 
 
 @torch.no_grad()
@@ -30,7 +40,7 @@ def against_control(
     bench: Bench, recipe: Recipe, trained: Learned, compared: Comparison, record: Record
 ) -> TrainingRow:
     """Train the control, unless it is there already, and compare a trained cell's losses with its own."""
-    control = trained_for(bench, control_of(recipe))
+    control = trained_for(bench, control_of(recipe), f"control of {record.method}")
     assert control is not None
     tokens = bench.evaluation.tensor()
     hidden = torch.from_numpy(last_hidden(control.checkpoint, bench.evaluation, bench.setting.threads))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from suite.activations import has_static_scale, quantize_activations
+from suite.adaptation.clipping import AsymmetricClip
 from suite.adaptation.straight_through import fake_quantized, straight_through, tuned, within
 from suite.adaptation.training import Schedule
 from suite.grids.grid import Fitted, Grid, Tunable
@@ -64,7 +65,8 @@ class QuantizationAware:
     `rows` are those of a micro-batch. `loss` is of the next "tokens", or of the unquantized model's predictions:
     "forward-kl" and "reverse-kl", or "cakld" between them; to it is added `hidden` times the relative squared error of
     the last hidden states. `scratch` begins with random weights instead of the model's, and `sub_norm` then has a norm
-    before every layer that writes to the residual stream (SubLN, as in BitNet).
+    before every layer that writes to the residual stream (SubLN, as in BitNet). With a `clip` weights are clamped once,
+    before training; the unquantized model that takes part is not.
     """
 
     schedule: Schedule
@@ -77,6 +79,7 @@ class QuantizationAware:
     perturbation: Perturbation | None = None
     scratch: bool = False
     sub_norm: bool = False
+    clip: AsymmetricClip | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -85,6 +88,8 @@ class QuantizationAware:
             raise ValueError(f"hidden {self.hidden}: expected a finite number, at least 0")
         if self.scratch and (self.loss != "tokens" or self.hidden):
             raise ValueError("from scratch there is no model to learn from: the loss is of the next tokens")
+        if self.scratch and self.clip is not None:
+            raise ValueError("random weights are not clipped: clip is for a model that is there")
         if self.sub_norm and not self.scratch:
             raise ValueError("a norm more is another function: sub_norm is for training from scratch")
 
