@@ -13,6 +13,8 @@ import click
 from suite.allocate_command import allocate
 from suite.entropy_command import entropy
 from suite.outliers_command import outliers
+from suite.scaling_command import scaling
+from suite.reasoning.command import reasoning
 from suite.speed_command import speed
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def bitfrontier() -> None:
 bitfrontier.add_command(allocate)
 bitfrontier.add_command(entropy)
 bitfrontier.add_command(outliers)
+bitfrontier.add_command(scaling)
+bitfrontier.add_command(reasoning)
 bitfrontier.add_command(speed)
 
 
@@ -131,7 +135,7 @@ def run(dry_run: bool, **options: Any) -> int:
     wrote: then it is read back and measured as it is, and --methods, --recipe, --bits, --group,
     --activation-bits, --cache-bits, --coding, --save and --export do not apply.
     """
-    _check_writable(options["store"], options["save"], options["export"])
+    check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from suite import engine, tables
 
@@ -156,7 +160,7 @@ def run(dry_run: bool, **options: Any) -> int:
     return int(any(record.status == "failed" for record in records))
 
 
-def _check_writable(*paths: Path | None) -> None:
+def check_writable(*paths: Path | None) -> None:
     """Refuse, before any work, an output whose nearest existing directory cannot be written to."""
     for path in filter(None, paths):
         place = path.absolute()
@@ -218,7 +222,7 @@ def train_reference(out: Path, steps: int | None, rate: float | None, threads: i
 
     With --reasoning it is a variant, which learns to solve problems beside the text.
     """
-    _check_writable(out)
+    check_writable(out)
     from dataclasses import replace
 
     import torch

@@ -94,12 +94,23 @@ def learned_for(
     turning = float(found.pop("turning"))
     how = how_of(recipe)
     tokens = how.schedule.steps * how.schedule.accumulate * how.rows * training.rows.shape[1]
-    held = load_file(directory / "weights.safetensors")
+    held = _as_stored(begun, recipe, load_file(directory / "weights.safetensors"))
     trained = replace(begun, held=held, dial=None, known_sha256=digest)
     weights = sum(W.numel() for W in held.values() if W.ndim == 2)
     passes = (6 if how.perturbation is None else 4 * how.perturbation.directions) + (2 if how.distills else 0)
     return Learned(trained, _sorted(found), losses, tokens, passes * weights * tokens,
                    None if math.isnan(turning) else turning, window)  # fmt: skip
+
+
+def _as_stored(checkpoint: Checkpoint, recipe: Recipe, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trained weights by name; those that nothing is going to round have the type that the checkpoint stores them in.
+
+    A model that is kept in bfloat16 is evaluated, and packed, as it is kept.
+    """
+    names = checkpoint.architecture
+    layers = (names.full_name(i, layer) for i in range(checkpoint.n_blocks) for layer in names.layers)
+    rounded = {f"{layer}.weight" for layer in layers if recipe.target_of(layer) is not None}
+    return {key: x if key in rounded else x.to(checkpoint.files[key].dtype) for key, x in held.items()}
 
 
 def _sorted(found: Mapping[str, torch.Tensor]) -> Trained:

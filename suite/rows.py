@@ -297,3 +297,101 @@ class TrainingRow:
     moved_control: float | None
     turning: float | None
     window: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingRow:
+    """A model of a scaling study: a cell, with what sizes are compared by.
+
+    `parameters` are all of the model's, `linear` those of the linear layers in its blocks, which have `bits`; what else
+    there is has 16, and so has everything of a full-precision model. `tokens` are those of all its trainings, `level`
+    what was asked for of them for a parameter; `updates` of `batch_rows` rows at the peak `rate` are the last
+    training's. `loss_nats` is the mean over evaluation tokens with `loss_se`, clustered by source file: it is of which
+    text there happens to be, most of which all models share, where `TrainingRow.excess_se` is of a difference.
+    """
+
+    cell: str
+    code: str
+    env: str
+    method: str
+    bits: float
+    hidden: int
+    level: float
+    parameters: int
+    linear: int
+    tokens: int
+    updates: int
+    batch_rows: int
+    rate: float
+    loss_nats: float
+    loss_se: float
+    model_bytes: int
+    model_sha256: str
+    data_sha256: str
+    seed: int
+    command: str
+    started: str
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """Of all parameters."""
+        return self.tokens / self.parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningRow:
+    """What a model makes of `problems` problems of `steps` steps, drawn by `seed` (`suite.reasoning`).
+
+    Shares that are right: the `answer` a model reaches by itself, all that it writes (`right`), a `step` given the true
+    ones before, a step's `value` given its left side too. `by_place` is JSON of `step` by the step's place,
+    `independent` their product, what independent errors would give, and `excess` is `right` over it. `nats` are of a
+    written character. `..._se` are standard errors over problems.
+
+    Of a packed model `..._base` are the unquantized one's, and `..._change_se` standard errors of the paired difference
+    to it; like what else does not apply they are None. `ppl` is of the text `data_sha256`, with `ppl_se` as in records.
+    """
+
+    model: str
+    model_sha256: str
+    base_sha256: str
+    method: str | None
+    recipe: str | None
+    bits: float | None
+    bpw: float | None
+    quantized_seed: int | None
+    ppl: float | None
+    ppl_base: float | None
+    ppl_se: float | None
+    data_sha256: str | None
+    problems_sha256: str
+    seed: int
+    steps: int
+    problems: int
+    answer: float
+    answer_se: float
+    answer_base: float | None
+    answer_change_se: float | None
+    right: float
+    right_se: float
+    right_base: float | None
+    right_change_se: float | None
+    step: float
+    step_se: float
+    step_base: float | None
+    step_change_se: float | None
+    value: float
+    value_se: float
+    independent: float
+    independent_se: float
+    excess: float
+    excess_se: float
+    by_place: str
+    nats: float
+    nats_se: float
+    device: str
+    threads: int
+    fallbacks: str
+    code: str
+    env: str
+    command: str
+    started: str

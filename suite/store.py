@@ -20,8 +20,10 @@ from suite.rows import (
     Histogram,
     LayerRecord,
     OutlierRow,
+    ReasoningRow,
     Record,
     SalienceRow,
+    ScalingRow,
     SmoothingRow,
     Spectrum,
     SpeedRow,
@@ -32,7 +34,7 @@ from suite.rows import (
 from suite.store_file import APPLICATION, VERSION, holds_store, open_to_read, set_write_ahead
 
 __all__ = [
-    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "OutlierRow", "Record", "SalienceRow",
+    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "OutlierRow", "Record", "SalienceRow", "ScalingRow",
     "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow", "WeightShape", "holds_store",
 ]  # fmt: skip
 
@@ -46,6 +48,9 @@ _LAYER = [f.name for f in fields(LayerRecord)]
 _SPEEDS = f"""create table if not exists speeds ({_columns(SpeedRow)},
                             primary key (model_sha256, device, threads, product, prompt, tokens, code, env))"""
 _TRAININGS = f"create table if not exists trainings ({_columns(TrainingRow)}, primary key (cell, code, env))"
+_SCALING = f"create table if not exists scaling ({_columns(ScalingRow)}, primary key (cell, code, env))"
+_REASONING = f"""create table if not exists reasoning ({_columns(ReasoningRow)},
+                               primary key (model_sha256, problems_sha256, steps, code, env))"""
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
@@ -89,7 +94,8 @@ class Store:
             if not connection.execute("pragma user_version").fetchone()[0]:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
-            for later in (_SPEEDS, _TRAININGS):  # stores of this version were made before there were such rows
+            # stores of this version were made before there were such rows
+            for later in (_SPEEDS, _TRAININGS, _SCALING):
                 connection.execute(later)
         return connection
 
@@ -192,6 +198,20 @@ class Store:
             return []
         return [TrainingRow(**row) for row in self._flat("trainings", TrainingRow, "cell, code, env")]
 
+    def scaling(self) -> list[ScalingRow]:
+        """The models of scaling studies, by their size."""
+        if not self._has("scaling"):
+            return []
+        order = "data_sha256, seed, level, hidden, method, bits, cell, code, env"
+        return [ScalingRow(**row) for row in self._flat("scaling", ScalingRow, order)]
+
+    def reasoning(self) -> list[ReasoningRow]:
+        """What models make of problems of several steps."""
+        if not self._has("reasoning"):
+            return []
+        order = "base_sha256, model, model_sha256, steps, problems_sha256, code, env"
+        return [ReasoningRow(**row) for row in self._flat("reasoning", ReasoningRow, order)]
+
     def _has(self, table: str) -> bool:
         return self._connection.execute("select 1 from sqlite_master where name = ?", (table,)).fetchone() is not None
 
@@ -242,6 +262,11 @@ class Store:
             for table, found in (("outliers", outliers), ("smoothing", smoothing), ("salience", salience)):
                 self._insert(table, [list(astuple(row)) for row in found])
 
+    def put_scaling(self, row: ScalingRow) -> None:
+        """Write a model of a scaling study, replacing that of the same cell, code and environment."""
+        with self._transaction():
+            self._insert("scaling", [list(astuple(row))])
+
     def put_speed(self, row: SpeedRow) -> None:
         """Write how fast a packed model generated, and its rate of decoding into the records of the same model.
 
@@ -254,6 +279,11 @@ class Store:
                    and seed = ? and code = ?""",
                 (row.decode, row.model_sha256, row.base_sha256, row.recipe, row.bits, row.seed, row.code),
             )
+
+    def put_reasoning(self, rows: Iterable[ReasoningRow]) -> None:
+        """Write what models make of problems, replacing rows of the same model, problems, code and environment."""
+        with self._transaction():
+            self._insert("reasoning", [list(astuple(row)) for row in rows])
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:

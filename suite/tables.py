@@ -222,7 +222,7 @@ def print_plan(plan: Plan, store: Path, jobs: int) -> None:
     for seed, pick in plan.todo:
         seconds, source = known.get((plan.setting.model, str(pick.recipe))), "a record in the store"
         if seconds is None:
-            rate = rate or _operations_per_second()
+            rate = rate or operations_per_second()
             seconds, source = _operations(plan, seed, pick.recipe) / rate, "operations"
         total += seconds
         console.print(f"{pick.method} at {pick.bits} bits, seed {seed}: about {number(seconds, 2)} s, from {source}; "
@@ -238,7 +238,7 @@ def _known_seconds(store: Path) -> dict[tuple[str, str], float]:
         return {(r.model, r.recipe): r.seconds for r in opened.records() if r.seconds is not None}
 
 
-def _operations_per_second() -> float:
+def operations_per_second() -> float:
     """What one process does here and now, from a matrix product of the size of a block's."""
     a = torch.randn(2048, 512)
     b = torch.randn(512, 512)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +109,11 @@ def _encode(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
 
 
 def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
-    """The reference text as the checkpoint tokenizes it; the shipped model's own rows are checked by hash."""
-    own = is_shipped(checkpoint.name)
+    """The reference text as the checkpoint tokenizes it.
+
+    Whatever has the shipped model's tokenizer has its rows, which are checked by hash.
+    """
+    own = is_shipped(checkpoint.name) or _has_shipped_tokenizer(checkpoint)
     width = LENGTH if own else length
     files = read_files(part)
     tokenizer = hashlib.sha256((checkpoint.path / "tokenizer.json").read_bytes()).hexdigest() if own else ""
@@ -134,3 +137,14 @@ def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
     if not len(rows):
         raise ValueError(f"the reference text has no row of {length} tokens")
     return _shorten(rows, owners, length)
+
+
+def _has_shipped_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether a model reads text as the shipped one does, rows as long: models of its family, trained on its text."""
+    file = checkpoint.path / "tokenizer.json"
+    return file.is_file() and checkpoint.context == LENGTH and file.read_bytes() == _shipped_tokenizer()
+
+
+@cache
+def _shipped_tokenizer() -> bytes:
+    return (REFERENCE / "tokenizer.json").read_bytes()

@@ -235,7 +235,7 @@ def _residuals(theta: np.ndarray, points: Observations) -> np.ndarray:
 
 
 def _jacobian(theta: np.ndarray, points: Observations) -> np.ndarray:
-    """d log L / d theta (n, 6); with u = P / gamma, d log N_eff / d log gamma = -u / (e^u - 1)."""
+    """The derivative d log L / d theta (n, 6); with u = P / gamma, d log N_eff / d log gamma = -u / (e^u - 1)."""
     terms, log_N, log_D, ratio = _terms(theta, points)
     E, of_N, of_D = terms / terms.sum(0)
     faded = ratio * np.exp(-ratio) / -np.expm1(-ratio)
