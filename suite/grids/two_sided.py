@@ -10,8 +10,8 @@ so that both ends of a group are met, wherever they lie. No midpoint between two
 rounded on its own. Ties go to the even place in the table.
 
 A side without values takes the scale of the other, and a group of zeros has 1 on both, since a scale must be a positive
-number; the release divides by 0 there, and gives NaN. Scales are rounded to what they are stored in before any code is
-chosen; the release's are not stored.
+number; the release divides 0 by 0 in a group that has an end of 0, and gives NaN. Scales are rounded to what they are
+stored in before any code is chosen; the release's are not stored.
 """
 
 import math
