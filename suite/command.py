@@ -13,8 +13,8 @@ import click
 from suite.allocate_command import allocate
 from suite.entropy_command import entropy
 from suite.outliers_command import outliers
-from suite.scaling_command import scaling
 from suite.reasoning.command import reasoning
+from suite.scaling_command import scaling
 from suite.speed_command import speed
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +63,8 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.hidden < 4 or self.hidden % 4 or (self.hidden > 2 * CHANNELS and self.hidden % (2 * CHANNELS)):
-            raise ValueError(f"hidden {self.hidden}: expected a multiple of 4 to {2 * CHANNELS}, then one of "
-                             f"{2 * CHANNELS}: two query heads of {CHANNELS} channels share keys and values")  # fmt: skip
+            pair = 2 * CHANNELS  # query heads of 32 channels, of which two share keys and values
+            raise ValueError(f"hidden {self.hidden}: expected a multiple of 4 up to {pair}, and above it of {pair}")
 
     @property
     def heads(self) -> int:
@@ -186,7 +187,7 @@ def family(shapes: Sequence[int], levels: Sequence[float]) -> list[Budget]:
 def cells_of(budget: Budget, bits: Sequence[float]) -> list[ScalingCell]:
     """The cells of a size at a level: ParetoQ at each of the widths, BitNet where 1.58 is one, and their controls."""
     tuned, scratch = budget.tuned, budget.scratch
-    how = {"steps": tuned.updates, "rows": tuned.rows, "rate": tuned.rate}
+    how: dict[str, Any] = {"steps": tuned.updates, "rows": tuned.rows, "rate": tuned.rate}
     recipes = {width: paretoq(bits=width, **how) for width in sorted(set(bits))}
     both = budget.base.tokens + tuned.tokens
 
