@@ -95,7 +95,7 @@ class Store:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
             # stores of this version were made before there were such rows
-            for later in (_SPEEDS, _TRAININGS, _SCALING):
+            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING):
                 connection.execute(later)
         return connection
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+import sqlite3
 from collections import Counter
 from dataclasses import replace
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
+from suite import run
 from suite.adaptation.training import Schedule
+from suite.command import bitfrontier
 from suite.models.checkpoint import REFERENCE, load_model
 from suite.reasoning.letters import Letters
 from suite.reasoning.measure import forced, marks, solved, text_nats, written
@@ -29,10 +33,12 @@ from suite.reasoning.problems import (
     draw_distinct,
     training_row,
 )
+from suite.reasoning.record import Task, measure_reasoning
 from suite.reasoning.scores import Change, Marks, Mean, Scores
 from suite.reference import training
 from suite.reference.text import LENGTH
 from suite.runtime.model import Runtime, plain_runtime
+from suite.store import Store
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
          "num_key_value_heads": 1, "vocab_size": 2048, "max_position_embeddings": LENGTH, "bos_token_id": 0,
@@ -429,3 +435,98 @@ def test_a_share_is_some_rows_and_not_all():
 
 def test_the_shipped_model_knows_no_problems():
     assert "problems" not in json.loads((REFERENCE / "card.json").read_text())
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def packed(small, tmp_path_factory):
+    """Packed models of the small one by a short name, with their records; and text."""
+    root = tmp_path_factory.mktemp("reasoning")
+    text = tiny.save_tokens(root / "text.npy", 6, 64, 1)
+    recipes = {
+        "four": "Recipe(weights=Target(Integer(bits=4, group=16)))",
+        "eight": "Recipe(weights=Target(Integer(bits=8)), layers=(('*embed*', Target(Integer(bits=8))),))",
+        "cache": "Recipe(cache=CacheTarget(keys=CacheGrid(grid=Integer(bits=2, group=8), along='tokens'), "
+                 "values=CacheGrid(grid=Integer(bits=2, group=8)), window=8))",
+    }  # fmt: skip
+    records = {}
+    for name, recipe in recipes.items():
+        records[name] = run(str(small), recipes=[recipe], save=root / name, calibration=str(text), store=root / "s.db",
+                            evaluation=str(text), jobs=1)[0]  # fmt: skip
+    return root, text, records
+
+
+def test_packed_models_are_asked_beside_their_base_once(packed, small):
+    root, text, records = packed
+    before = torch.get_num_threads()
+    task = Task(problems=20, steps=(1, 2), evaluation=str(text))
+    found = list(measure_reasoning([str(root / name) for name in records], task))
+    torch.set_num_threads(before)
+    assert [rows[0].model for rows in found] == [str(small), *(str(root / name) for name in records)]
+    base, *others = found
+    assert base[0].answer_base is None and base[0].ppl_base is None and base[0].bpw is None
+    for record, rows in zip(records.values(), others, strict=True):
+        assert [row.steps for row in rows] == [1, 2]
+        assert all(row.base_sha256 == base[0].model_sha256 == record.model_sha256 for row in rows)
+        assert rows[0].problems_sha256 == base[0].problems_sha256 != rows[1].problems_sha256
+        assert (rows[0].bpw, rows[0].recipe, rows[0].quantized_seed) == (record.bpw, record.recipe, record.seed)
+        assert rows[1].step_base == base[1].step and rows[1].step_change_se >= 0
+        # the whole model is the one that was evaluated block by block, caches included
+        assert rows[0].ppl == pytest.approx(record.ppl, rel=1e-5)
+        assert rows[0].ppl_base == pytest.approx(record.ppl_base, rel=1e-5)
+        assert rows[0].ppl_se == pytest.approx(record.ppl_se, rel=1e-3)
+        assert json.loads(rows[1].by_place) == pytest.approx([rows[1].step] * 2, abs=1.0)
+    assert others[0][0].nats != others[1][0].nats
+
+
+def test_the_command_prints_and_stores(packed, small):
+    root, text, _ = packed
+    before = torch.get_num_threads()
+    asked = ["reasoning", str(small), str(root / "four"), "--problems", "8", "--steps", "2,1,2", "--tokens", "128",
+             "--evaluation", str(text), "--store", str(root / "command.db")]  # fmt: skip
+    outputs = [CliRunner().invoke(bitfrontier, asked, catch_exceptions=False) for _ in range(2)]
+    torch.set_num_threads(before)
+    assert outputs[0].exit_code == 0 and outputs[0].output == outputs[1].output
+    for words in ("unquantized, perplexity", "recipe, 5 bits per weight, perplexity", "if independent", "+0.0 ± 0.0"):
+        assert words in outputs[0].output
+    with Store(root / "command.db", create=False) as store:
+        rows = store.reasoning()
+    assert [(row.model, row.steps) for row in rows] == [
+        (str(model), k) for model in sorted([small, root / "four"], key=str) for k in (1, 2)
+    ]
+    assert rows[0].problems == 8 and rows[0].command.startswith("bitfrontier")
+
+
+def test_stores_from_before_there_were_problems_are_read_and_written(tmp_path):
+    path = tmp_path / "old.db"
+    with Store(path):
+        pass
+    with sqlite3.connect(path) as connection:
+        connection.execute("drop table reasoning")
+    connection.close()
+    with Store(path, create=False) as store:
+        assert store.reasoning() == []
+    with Store(path) as store:
+        assert store.reasoning() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["nowhere"], "nowhere: no such directory"),
+        (["reference", "--steps", "0"], "expected 2 or more, of 1 step or more"),
+        (["reference", "--steps", "30"], "problems of 30 steps have 306 characters, reference has a context of 256"),
+        (["reference", "--base", "reference"], "base reference: reference are not packed models"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(options, text, tmp_path):
+    found = CliRunner().invoke(bitfrontier, ["reasoning", *options, "--store", str(tmp_path / "s.db")])
+    assert found.exit_code != 0 and text in f"{found.output} {found.exception}"
+    assert not (tmp_path / "s.db").exists()
+
+
+def test_a_model_without_the_characters_is_refused(llama, tmp_path):
+    with pytest.raises(ValueError, match="its tokenizer has no token"):
+        measure_reasoning([str(llama)], Task(text_tokens=0))
