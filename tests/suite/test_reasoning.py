@@ -39,6 +39,7 @@ from suite.reference import training
 from suite.reference.text import LENGTH
 from suite.runtime.model import Runtime, plain_runtime
 from suite.store import Store
+from suite.tables import number
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
          "num_key_value_heads": 1, "vocab_size": 2048, "max_position_embeddings": LENGTH, "bos_token_id": 0,
@@ -482,14 +483,15 @@ def test_packed_models_are_asked_beside_their_base_once(packed, small):
 
 
 def test_the_command_prints_and_stores(packed, small):
-    root, text, _ = packed
+    root, text, records = packed
     before = torch.get_num_threads()
     asked = ["reasoning", str(small), str(root / "four"), "--problems", "8", "--steps", "2,1,2", "--tokens", "128",
              "--evaluation", str(text), "--store", str(root / "command.db")]  # fmt: skip
     outputs = [CliRunner().invoke(bitfrontier, asked, catch_exceptions=False) for _ in range(2)]
     torch.set_num_threads(before)
     assert outputs[0].exit_code == 0 and outputs[0].output == outputs[1].output
-    for words in ("unquantized, perplexity", "recipe, 5 bits per weight, perplexity", "if independent", "+0.0 ± 0.0"):
+    four = f"{records['four'].method}, {number(records['four'].bpw)} bits per weight, perplexity"
+    for words in ("unquantized, perplexity", four, "if independent", "+0.0 ± 0.0"):
         assert words in outputs[0].output
     with Store(root / "command.db", create=False) as store:
         rows = store.reasoning()
