@@ -26,7 +26,7 @@ FAMILIES = {
     "entropy-coded": ("dfloat11", "ecf8", "entrollm", "ecsq", "cerwu", "watersic"),
     "below three bits": ("quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm", "residual-binary"),
     "coordinates": ("qronos", "quarot", "spinquant", "expansion", "duquant"),
-    "trained": ("lsq", "paretoq", "bitnet", "bitnet-tuned", "zeroqat"),
+    "trained": ("lsq", "paretoq", "bitnet", "bitnet-tuned", "bitdistiller", "zeroqat"),
     "caches": ("kivi", "kvquant"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.

@@ -72,7 +72,7 @@ def learned_for(
     """
     begun = with_sub_norms(checkpoint) if how_of(recipe).sub_norm else checkpoint
     about = f"learned {checkpoint.sha256} {training.sha256} {checkpoint.dtype} {_taught(recipe)} seed {seed}"
-    clips = calibration if how_of(recipe).clip is not None else None
+    clips = calibration if how_of(recipe).clipping is not None else None
     if clips is not None:
         about += f" calibration {clips.sha256}"
     about = f"{about} {code_version()} {environment_key(threads)}"

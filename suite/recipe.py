@@ -210,7 +210,7 @@ def _order_unsupported(transforms: tuple[Transform, ...]) -> str | None:
 def _training_unsupported(recipe: Recipe) -> str | None:
     if recipe.transforms:
         return "a model is trained in its own coordinates: transforms have no part in quantization-aware training"
-    clips = isinstance(recipe.adaptation, QuantizationAware) and recipe.adaptation.clip is not None
+    clips = isinstance(recipe.adaptation, QuantizationAware) and recipe.adaptation.clipping is not None
     for target in (recipe.weights, *(target for _, target in recipe.layers)):
         if target is not None and clips and (reason := unsupported_clipping(target.grid)):
             return reason

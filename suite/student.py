@@ -63,7 +63,7 @@ class Student:
         how, names = how_of(recipe), checkpoint.architecture
         model = whole_model(checkpoint, seed if how.scratch else None)
         teacher = copy.deepcopy(model).eval().requires_grad_(False) if how.distills else None
-        if how.clip is not None:
+        if how.clipping is not None:
             if calibration is None:
                 raise ValueError("weights are clipped by their outputs: expected a calibration")
             clip(model, recipe, calibration)
@@ -172,7 +172,7 @@ class Student:
 @torch.no_grad()
 def clip(model: nn.Module, recipe: Recipe, calibration: Calibration) -> None:
     """Clamp the weights of a whole model, in place, as its training's recipe says, by its inputs' Gram matrices."""
-    how, names = how_of(recipe).clip, calibration.checkpoint.architecture
+    how, names = how_of(recipe).clipping, calibration.checkpoint.architecture
     assert how is not None
     for i in range(calibration.checkpoint.n_blocks):
         statistics = calibration.statistics(i)

@@ -8,7 +8,8 @@ Self-Distillation", arXiv:2402.10631, section 3.2, equation 4. Over shares a, b 
 by trying all pairs; an end that is on the wrong side of zero clamps nothing. Q rounds to nearest on the grid that is
 fitted to w'. The release measures the error on 512 sampled tokens, the Gram matrix holds all of them.
 
-Groups are searched one by one, so they must lie along the inputs and be fitted without regard to each other.
+Groups are searched one by one, so they must lie along the inputs and be fitted without regard to each other. What the
+errors of two groups do to each other's is left out, as in the release.
 """
 
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class AsymmetricClip:
 def unsupported_clipping(grid: Grid) -> str | None:
     """Why groups of this grid cannot be clipped one by one, or None."""
     if not isinstance(grid, Integer | Scaled | TwoSided | ResidualBinary):
-        return f"weights are clipped by groups that are fitted one by one, a {type(grid).__name__} has none"
+        return f"weights are clipped by groups that are fitted one by one: {type(grid).__name__} has none"
     if grid.group == "tensor" or getattr(grid, "axis", 1) != 1:
         return f"weights are clipped by groups along the inputs: group {grid.group}, axis {getattr(grid, 'axis', 1)}"
     if isinstance(grid, Scaled) and (isinstance(grid.element, KMeansTable) or not grid.scale.separate):
@@ -67,9 +68,9 @@ def unsupported_clipping(grid: Grid) -> str | None:
 def clipped(W: torch.Tensor, grid: Grid, H: torch.Tensor, how: AsymmetricClip) -> torch.Tensor:
     """`W` (out, in) clamped to the ends of least output error that `how` allows, `H` (in, in) of the layer's inputs.
 
-    Of several pairs of ends that are as good, the one that was tried first: the least clipped at the top. The error
-    never exceeds that of `W` as it is. Raises `ValueError` for a grid that cannot be clipped, NaN, infinite values and
-    an empty matrix.
+    Of several pairs of ends that are as good, the one that was tried first: the least clipped at the top. No group's
+    error exceeds that of its weights as they are. Raises `ValueError` for a grid that cannot be clipped, NaN, infinite
+    values and an empty matrix.
     """
     if reason := unsupported_clipping(grid):
         raise ValueError(reason)

@@ -65,8 +65,8 @@ class QuantizationAware:
     `rows` are those of a micro-batch. `loss` is of the next "tokens", or of the unquantized model's predictions:
     "forward-kl" and "reverse-kl", or "cakld" between them; to it is added `hidden` times the relative squared error of
     the last hidden states. `scratch` begins with random weights instead of the model's, and `sub_norm` then has a norm
-    before every layer that writes to the residual stream (SubLN, as in BitNet). With a `clip` weights are clamped once,
-    before training; the unquantized model that takes part is not.
+    before every layer that writes to the residual stream (SubLN, as in BitNet). With `clipping` weights are clamped
+    once, before training; those of the unquantized model that takes part are not.
     """
 
     schedule: Schedule
@@ -79,7 +79,7 @@ class QuantizationAware:
     perturbation: Perturbation | None = None
     scratch: bool = False
     sub_norm: bool = False
-    clip: AsymmetricClip | None = None
+    clipping: AsymmetricClip | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -88,8 +88,8 @@ class QuantizationAware:
             raise ValueError(f"hidden {self.hidden}: expected a finite number, at least 0")
         if self.scratch and (self.loss != "tokens" or self.hidden):
             raise ValueError("from scratch there is no model to learn from: the loss is of the next tokens")
-        if self.scratch and self.clip is not None:
-            raise ValueError("random weights are not clipped: clip is for a model that is there")
+        if self.scratch and self.clipping is not None:
+            raise ValueError("random weights are not clipped: clipping is for a model that is there")
         if self.sub_norm and not self.scratch:
             raise ValueError("a norm more is another function: sub_norm is for training from scratch")
 

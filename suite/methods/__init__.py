@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from suite.methods.aqlm import AQLM
 from suite.methods.awq import AWQ
 from suite.methods.billm import BILLM
+from suite.methods.bitdistiller import BITDISTILLER
 from suite.methods.bitnet import BITNET, BITNET_TUNED
 from suite.methods.cerwu import CERWU
 from suite.methods.dfloat11 import DFLOAT11
@@ -56,7 +57,7 @@ METHODS: tuple[Method, ...] = (
     # coordinates
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # quantization-aware training
-    LSQ, PARETOQ, BITNET, BITNET_TUNED, ZEROQAT,
+    LSQ, PARETOQ, BITNET, BITNET_TUNED, BITDISTILLER, ZEROQAT,
     # caches
     KIVI, KVQUANT,
     # entropy coded

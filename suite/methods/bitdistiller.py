@@ -26,7 +26,7 @@ CLIP = AsymmetricClip(unclipped=("*.q_proj", "*.k_proj"))
 def build(*, bits: int, group: int | str | None = None, **options: Any) -> Recipe:
     """`group` is 128 at 3 bits and 64 at 2. Further options are fields of `Schedule` and of `QuantizationAware`."""
     shared: Any = {"group": (128 if bits == 3 else 64) if group is None else group}
-    how = training(options, loss="cakld", learned="nothing", gradient=Gradient(range="open"), clip=CLIP)
+    how = training(options, loss="cakld", learned="nothing", gradient=Gradient(range="open"), clipping=CLIP)
     if options:
         raise TypeError(f"unexpected {', '.join(sorted(options))}")
     grid: Grid = TwoSided(**shared) if bits == 3 else Integer(bits=bits, **shared)
