@@ -15,7 +15,7 @@ stored in before any code is chosen; the release's are not stored.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -78,7 +78,8 @@ class TwoSided:
         check_matrix(W)
         check_finite(W)
         layout, levels = self.layout((W.shape[0], W.shape[1])), ELEMENTS[self.element].levels
-        low, high = layout.grouped(W, 0.0).aminmax(dim=-1)
+        groups = layout.grouped(W, 0.0)
+        low, high = groups.amin(-1), groups.amax(-1)
         scale = torch.stack([(low / levels[0]).clamp(min=0), (high / levels[-1]).clamp(min=0)])
         scale = torch.where(scale == 0, scale.flip(0), scale)
         scale = self.kept(torch.where(scale == 0, 1.0, scale)).to(W.dtype)
@@ -157,14 +158,23 @@ class FittedTwoSided:
 
     def scale_of(self, x: torch.Tensor, columns: Columns = ALL) -> torch.Tensor:
         """The scale (out, k) of the side that each of `x` (out, k), the values of `columns`, lies on."""
-        return self._of_side(x < 0, columns)
-
-    def _of_side(self, below: torch.Tensor, columns: Columns) -> torch.Tensor:
-        if columns is ALL and self.layout.group_of is None:
-            low, high = self.scale.unsqueeze(-1)
-            return self.layout.ungrouped(torch.where(self.layout.grouped(below, False), low, high))
         low, high = (self.layout.expand(scale, columns) for scale in self.scale)
-        return torch.where(below, low, high)
+        return torch.where(x < 0, low, high)
+
+    def _by_side(
+        self, x: torch.Tensor, columns: Columns, operate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """`x` (out, k) multiplied or divided by the scale of each value's side; exact, as 0 is the other side's part.
+
+        Several times as fast as looking up whose scale it is.
+        """
+        whole = columns is ALL and self.layout.group_of is None
+        if whole:
+            x, (low, high) = self.layout.grouped(x, 0.0), self.scale.unsqueeze(-1)
+        else:
+            low, high = (self.layout.expand(scale, columns) for scale in self.scale)
+        found = operate(x.clamp(max=0), low).add_(operate(x.clamp(min=0), high))
+        return self.layout.ungrouped(found).contiguous() if whole else found
 
     def nearest(self, x: torch.Tensor, columns: Columns = ALL, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Codes (out, k) of the levels nearest to `x` (out, k), the values of `columns`.
@@ -172,7 +182,7 @@ class FittedTwoSided:
         `cost` (n_codes,), in squared units of `x`, is added to the squared distance to each level: the rate term.
         """
         if cost is None:
-            return self.element.encode(x / self.scale_of(x, columns))
+            return self.element.encode(self._by_side(x, columns, torch.div))
         levels = torch.tensor(self.element.levels, dtype=x.dtype)
         low, high = (self.layout.expand(scale, columns)[..., None] for scale in self.scale)
         penalty = (x[..., None] - levels * torch.where(levels < 0, low, high)).square() + cost
@@ -186,7 +196,7 @@ class FittedTwoSided:
     def neighbors(self, x: torch.Tensor, columns: Columns = ALL) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (out, k) of the two levels around `x`; outside the range both are the last level."""
         levels = torch.tensor(self.element.levels, dtype=x.dtype)
-        ratio, last = x / self.scale_of(x, columns), len(levels) - 1
+        ratio, last = self._by_side(x, columns, torch.div), len(levels) - 1
         above = torch.bucketize(ratio, levels)  # the first level not below
         exact = levels[above.clamp(max=last)] == ratio
         low = torch.where(exact, above, above - 1).clamp(0, last)
@@ -197,7 +207,7 @@ class FittedTwoSided:
         """The values (out, k) that the codes of `columns` stand for, in the scales' type."""
         levels = torch.tensor(self.element.levels, dtype=self.scale.dtype)
         values = levels.index_select(0, codes.reshape(-1).to(torch.int32)).reshape(codes.shape)
-        return values.mul_(self._of_side(codes < self.element.levels.index(0.0), columns))
+        return self._by_side(values, columns, torch.mul)
 
     def decode32(self, codes: torch.Tensor) -> torch.Tensor:
         """All values (out, in) from the scales as they are stored, in float32."""

@@ -32,12 +32,8 @@ def test_the_recipe_is_the_papers():
     assert two.adaptation == how and how.loss == "cakld" and how.learned == "nothing"
     assert how.gradient == Gradient(range="open")
     assert how.clipping.shares == tuple(1 - i / 20 for i in range(10))
-    assert [how.clipping.takes(f"model.layers.0.self_attn.{name}_proj") for name in "qkvo"] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    taken = [how.clipping.takes(f"model.layers.0.self_attn.{name}_proj") for name in "qkvo"]
+    assert taken == [False, False, True, True]
     for recipe in (two, three):
         assert recipe.unsupported is None and parse(str(recipe)) == recipe and name_of(recipe) == "bitdistiller"
         assert control_of(recipe).adaptation.loss == "cakld" and control_of(recipe).adaptation.clipping is None
@@ -75,5 +71,5 @@ def test_clipping_and_training_lower_the_divergence(bits, llama, inputs, trainin
     clipped, unclipped = (learned_for(bench.checkpoint, r, bench.training, seed=0, threads=1,
                                       calibration=bench.calibration).losses_nats for r in (recipe, plain))  # fmt: skip
     assert float(clipped[0]) < float(unclipped[0])
-    assert float(clipped[-5:].mean()) < 0.8 * float(clipped[:5].mean())
+    assert float(clipped[-5:].mean()) < 0.9 * float(clipped[:5].mean())
     assert bool(torch.isfinite(clipped).all()) and float(clipped.min()) > 0
