@@ -47,7 +47,7 @@ def draw_chain(chain: Chain) -> Figure:
         handles += [Line2D([], [], linestyle="none", marker=shape, color=INK, label=m) for m, shape in shapes.items()]
         handles += [Line2D([], [], color=INK, linestyle=(0, (5, 2)), label="unquantized"),
                     Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="guessing")]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower left", ncols=9, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside upper left", ncols=9, frameon=False, fontsize=9)
         return figure
 
 
@@ -68,7 +68,7 @@ def _lines(ax: Axes, chain: Chain, shapes: dict[str, str], color: str, value: Va
     for method, shape in shapes.items():
         own = [solver for solver in chain.drawn if solver.method == method and np.isfinite(value(solver))]
         x, y, bars = ([f(solver) for solver in own] for f in (lambda s: s.bpw, value, error))
-        ax.errorbar(x, y, np.nan_to_num(bars), color=color, marker=shape, markersize=5, linewidth=0.9, capsize=2)
+        ax.errorbar(x, y, np.nan_to_num(bars), color=color, marker=shape, markersize=6, linewidth=0.9, capsize=2)
     if chain.base is not None and np.isfinite(value(chain.base)):
         ax.axhline(value(chain.base), color=color, linewidth=1, linestyle=(0, (5, 2)))
 
