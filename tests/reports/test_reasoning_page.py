@@ -19,11 +19,12 @@ def row(step, k, **changes):
     values = dict(
         model="path/to/made", model_sha256="b" * 64, base_sha256="b" * 64, method=None, recipe=None, bits=None,
         bpw=None, quantized_seed=None, ppl=8.0, ppl_base=None, ppl_se=None, data_sha256="d",
-        problems_sha256=f"p{k}", seed=0, steps=k, problems=500, answer=right, answer_se=0.01, answer_base=None, answer_change_se=None, right=right,
-        right_se=0.01, right_base=None, right_change_se=None, step=step, step_se=0.002, step_base=None,
-        step_change_se=None, value=step, value_se=0.002, independent=right, independent_se=0.01, excess=0.0,
-        excess_se=0.004, by_place=str([step] * k), nats=0.01, nats_se=0.001, device="cpu", threads=1, fallbacks="[]",
-        code="1.0+abc", env="cpu", command="bitfrontier reasoning <made>", started="2026-01-01T00:00:00Z",
+        problems_sha256=f"p{k}", seed=0, steps=k, problems=500, answer=right, answer_se=0.01, answer_base=None,
+        answer_change_se=None, right=right, right_se=0.01, right_base=None, right_change_se=None, step=step,
+        step_se=0.002, step_base=None, step_change_se=None, value=step, value_se=0.002, independent=right,
+        independent_se=0.01, excess=0.0, excess_se=0.004, by_place=str([step] * k), nats=0.01, nats_se=0.001,
+        device="cpu", threads=1, fallbacks="[]", code="1.0+abc", env="cpu", command="bitfrontier reasoning <made>",
+        started="2026-01-01T00:00:00Z",
     )  # fmt: skip
     return ReasoningRow(**{**values, **changes})
 
