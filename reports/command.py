@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from reports import coordinates_page, entropy_page, kernels_page
+from reports import coordinates_page, entropy_page, kernels_page, scaling_page
 from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
@@ -18,6 +18,8 @@ from reports.frontier import Study, studies
 from reports.kernels import newest, read_kernels
 from reports.kernels_page import Shown, draw_kernels, render_kernels
 from reports.page import Drawn, draw, render
+from reports.scaling import Family, read_scaling
+from reports.scaling_page import draw_scaling_sections, render_scaling
 from reports.sections import Section
 from suite.store import SpeedRow, Store
 
@@ -31,28 +33,34 @@ from suite.store import SpeedRow, Store
 def report(store: Path, out: Path, figures: bool) -> None:
     """Make self-contained HTML pages of the results in a store.
 
-    report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost;
-    kernels.html what has been measured of the kernels, how fast the store's models generate, and what bandwidth allows.
+    report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost,
+    scaling.html a family of models in several sizes and the law of their losses; kernels.html what has been measured of
+    the kernels, how fast the store's models generate, and what bandwidth allows.
     """
-    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE])
+    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE,
+                       scaling_page.PAGE])  # fmt: skip
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates, speeds = read(store)
+    found, entropy, coordinates, speeds, families = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
+    scaled = draw_scaling_sections(families)
     timed = replace(read_kernels(), speeds=speeds)
     kernels = draw_kernels(timed)
-    there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True}
+    there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
+             scaling_page.PAGE: scaled}  # fmt: skip
     beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
         made[out / entropy_page.PAGE] = render_entropy(coded, beside_report=bool(drawn)).encode()
     if turned:
         made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
+    if scaled:
+        made[out / scaling_page.PAGE] = render_scaling(scaled, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        files = figure_files(drawn, coded + turned, kernels)
+        files = figure_files(drawn, coded + turned + scaled, kernels)
         made |= {out / "figures" / name: content for name, content in files.items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,25 +68,26 @@ def report(store: Path, out: Path, figures: bool) -> None:
         click.echo(path)
 
 
-def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...]]:
-    """The studies of the store at `path`, and what it says of entropy, coordinates and speed.
+def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...]]:
+    """The studies of the store at `path`, and what it says of entropy, coordinates, speed and scaling.
 
-    Models that are there for curves of doses are seen there alone, on the page of coordinates. Raises `ValueError` if
-    there is no store, or nothing in it.
+    Models that are there for curves of doses are seen there alone, on the page of coordinates, and those of a scaling
+    study on its own page. Raises `ValueError` if there is no store, or nothing in it.
     """
     if path.is_file() and not path.stat().st_size:
         raise ValueError(f"{path} is empty, expected a store with records")
     with Store(path, create=False) as store:
         try:
             every = studies(store)
-            found = [study for study in every if not is_dose(study.model)]
+            scaled = {row.model_sha256 for row in store.scaling()}
+            found = [s for s in every if not is_dose(s.model) and s.model_sha256 not in scaled]
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
-            speeds = newest(store.speeds())
+            speeds, families = newest(store.speeds()), read_scaling(store)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not found and not entropy.anything and not coordinates.anything and not speeds:
+    if not found and not entropy.anything and not coordinates.anything and not speeds and not families:
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates, speeds
+    return found, entropy, coordinates, speeds, families
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

@@ -130,7 +130,7 @@ def fit(points: Observations, rng: np.random.Generator, replicates: int = 200) -
     draws = []
     for _ in range(replicates):
         again = points.chosen(np.sort(rng.integers(len(points), size=len(points))))
-        draws.append(_values(_descended(again, _centered(best, again), "huber", 1000).x, again))
+        draws.append(_values(_descended(again, _centered(best, again), "huber", 100).x, again))
     theta = _centered(best, points)
     columns = _jacobian(theta, points)
     lengths = np.linalg.norm(columns, axis=0)
@@ -170,7 +170,7 @@ def _best(points: Observations) -> Law:
         raise ValueError(f"{len(points)} points: a law of {len(PARAMETERS)} parameters takes as many at least")
     starts = [(alpha, beta, gamma) for alpha in _EXPONENTS for beta in _EXPONENTS for gamma in _GAMMAS]
     ends = sorted((_descended(points, _start(points, *start), "linear", 100) for start in starts), key=_cost)
-    found = [_descended(points, end.x, "huber", 1000) for end in ends[:_POLISHED]]
+    found = [_descended(points, end.x, "huber", 100) for end in ends[:_POLISHED]]
     return _law(_values(min(found, key=_cost).x, points))
 
 
