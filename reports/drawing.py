@@ -23,9 +23,10 @@ from reports.frontier import DATA_FREE, FAMILIES, FEEDBACK, Mark
 
 INK, GREY = "#222222", "#767676"
 # Okabe and Ito (2008), which the color-blind can tell apart, the three light ones darkened to show on white, and a dark
-# red, a violet, an olive and a grey
+# red, a violet, an olive, a grey and a teal
 COLORS = (
     "#0072b2", "#d55e00", "#00795a", "#b0578d", "#a36b00", "#222222", "#8b1a1a", "#5b3a99", "#5f6b00", "#767676",
+    "#00838f",
 )  # fmt: skip
 _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
 STYLE = {
