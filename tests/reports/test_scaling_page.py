@@ -144,11 +144,10 @@ def test_the_command_makes_the_page_and_keeps_its_models_off_the_others(tmp_path
     assert [study.model for study in found[0]] == ["tiny"]
     (family,) = found[4]
     assert len(family.rows) == 8 and max(r.loss_nats for r in family.rows) < 99
-    done = CliRunner().invoke(report, ["--store", str(path), "--out", str(tmp_path / "out"), "--figures"])
+    done = CliRunner().invoke(report, ["--store", str(path), "--out", str(tmp_path / "out")])
     assert done.exception is None, done.exception
     assert {p.name for p in (tmp_path / "out").glob("*.html")} == {"report.html", "kernels.html", "scaling.html"}
     assert 'href="scaling.html"' in (tmp_path / "out" / "report.html").read_text()
-    assert (tmp_path / "out" / "figures" / "scaling-scaling.csv").exists()
 
 
 def test_a_store_without_such_rows_has_no_page(tmp_path):
