@@ -307,4 +307,4 @@ def test_a_method_of_coordinates_or_caches_takes_a_whole_model(method):
     whole = "takes a whole model" if method.needs == "training" else "changes a model's coordinates: it takes a whole"
     reason = whole if "weights" in method.targets else "does not quantize weights"
     with pytest.raises(ValueError, match=reason):
-        quantize_matrix(W, method=method.name, bits=None if method.fixed else 4, X=X)
+        quantize_matrix(W, method=method.name, bits=None if method.fixed else method.bits[-1], X=X)
