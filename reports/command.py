@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from reports import coordinates_page, entropy_page, kernels_page, scaling_page
+from reports import coordinates_page, entropy_page, kernels_page, reasoning_page, scaling_page
 from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
@@ -18,6 +18,8 @@ from reports.frontier import Study, studies
 from reports.kernels import newest, read_kernels
 from reports.kernels_page import Shown, draw_kernels, render_kernels
 from reports.page import Drawn, draw, render
+from reports.reasoning import Chain, read_reasoning
+from reports.reasoning_page import draw_reasoning, render_reasoning
 from reports.scaling import Family, read_scaling
 from reports.scaling_page import draw_scaling_sections, render_scaling
 from reports.sections import Section
@@ -34,22 +36,24 @@ def report(store: Path, out: Path, figures: bool) -> None:
     """Make self-contained HTML pages of the results in a store.
 
     report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost,
-    scaling.html a family of models in several sizes and the law of their losses; kernels.html what has been measured of
-    the kernels, how fast the store's models generate, and what bandwidth allows.
+    scaling.html a family of models in several sizes and the law of their losses, reasoning.html what models make of
+    problems of several steps; kernels.html what has been measured of the kernels, how fast the store's models generate,
+    and what bandwidth allows.
     """
     check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE,
-                       scaling_page.PAGE])  # fmt: skip
+                       scaling_page.PAGE, reasoning_page.PAGE])  # fmt: skip
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates, speeds, families = read(store)
+    found, entropy, coordinates, speeds, families, chains = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
     scaled = draw_scaling_sections(families)
+    reasoned = draw_reasoning(chains)
     timed = replace(read_kernels(), speeds=speeds)
     kernels = draw_kernels(timed)
     there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
-             scaling_page.PAGE: scaled}  # fmt: skip
+             scaling_page.PAGE: scaled, reasoning_page.PAGE: reasoned}  # fmt: skip
     beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
@@ -58,9 +62,11 @@ def report(store: Path, out: Path, figures: bool) -> None:
         made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
     if scaled:
         made[out / scaling_page.PAGE] = render_scaling(scaled, beside_report=bool(drawn)).encode()
+    if reasoned:
+        made[out / reasoning_page.PAGE] = render_reasoning(reasoned, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        files = figure_files(drawn, coded + turned + scaled, kernels)
+        files = figure_files(drawn, coded + turned + scaled + reasoned, kernels)
         made |= {out / "figures" / name: content for name, content in files.items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +74,10 @@ def report(store: Path, out: Path, figures: bool) -> None:
         click.echo(path)
 
 
-def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...]]:
-    """The studies of the store at `path`, and what it says of entropy, coordinates, speed and scaling.
+def read(
+    path: Path,
+) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...], list[Chain]]:
+    """The studies of the store at `path`, and what it says of entropy, coordinates, speed, scaling and reasoning.
 
     Models that are there for curves of doses are seen there alone, on the page of coordinates, and those of a scaling
     study on its own page. Raises `ValueError` if there is no store, or nothing in it.
@@ -83,11 +91,12 @@ def read(path: Path) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow,
             found = [s for s in every if not is_dose(s.model) and s.model_sha256 not in scaled]
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
             speeds, families = newest(store.speeds()), read_scaling(store)
+            chains = read_reasoning(store)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not found and not entropy.anything and not coordinates.anything and not speeds and not families:
+    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains)):
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates, speeds, families
+    return found, entropy, coordinates, speeds, families, chains
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from pages import can_be_heard, parsed, refers_to_itself, stands_alone
 
+from reports.command import report
 from reports.entropy_figures import ORIGIN
 from reports.figures import csv_text, svg
 from reports.reasoning import chain_verdict, read_reasoning
@@ -121,6 +123,13 @@ def test_rows_are_what_the_store_holds(chains):
 def test_the_same_rows_give_the_same_bytes(chains):
     first, second = (draw_reasoning(chains)[0].plots[0] for _ in range(2))
     assert svg(first, "a") == svg(second, "a")
+
+
+def test_the_command_writes_the_page_of_a_store_of_problems_alone(path, tmp_path):
+    found = CliRunner().invoke(report, ["--store", str(path), "--out", str(tmp_path), "--figures"])
+    assert found.exit_code == 0
+    assert {file.name for file in tmp_path.glob("*.html")} == {"reasoning.html", "kernels.html"}
+    assert (tmp_path / "figures" / "reasoning-1-chain.csv").is_file()
 
 
 def test_drawing_imports_no_torch():
