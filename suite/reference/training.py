@@ -28,6 +28,8 @@ from suite.reasoning.problems import LONGEST
 from suite.reference.text import LENGTH, PINNED, RUN, START, Part, cut_rows, read_files, repeats_of, rows_sha256
 
 VOCABULARY = 2048
+ROWS = "rows.npy"
+_KEPT = 500  # updates whose rows are kept: 8,000 rows by default, 4 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,9 @@ def train_reference(
     The model as it was before the first and after half of the steps is kept in `out/initial` and `out/half`. The log
     has a line, and the training a checkpoint, `every` so many updates. Raises `ValueError` for a start that is not of
     the plan's shape, and for a directory where another plan was begun.
+
+    Where problems are among the text, the rows of the first 500 updates are kept in `out/rows.npy`: whoever calibrates
+    or trains on text alone (`bitfrontier run --calibration`, `--training`) makes the model forget the problems.
     """
     model, about = _begin(plan, out)
     tokenizer, parts, names = _prepare(out)
@@ -141,10 +146,12 @@ def train_reference(
         snapshots["half"] = json.loads((out / "half.json").read_text())
     window: list[float] = []
 
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        text = batch_at(stream, step, plan.batch_rows - plan.problem_rows, plan.seed)
+        return (text, text) if mixture is None else mixture.mixed(step, text)
+
     def loss_of(step: int) -> torch.Tensor:
-        rows = labels = batch_at(stream, step, plan.batch_rows - plan.problem_rows, plan.seed)
-        if mixture is not None:
-            rows, labels = mixture.mixed(step, rows)
+        rows, labels = batch(step)
         return model(input_ids=rows, labels=labels).loss
 
     def after(step: int, loss_nats: float) -> None:
@@ -172,6 +179,9 @@ def train_reference(
     snapshots["final"] = weight_statistics(model)
     _save(model, wrapped, out)
     (out / "weights.json").write_text(json.dumps(snapshots, indent=1) + "\n")
+    if mixture is not None:
+        kept = [batch(step)[0].numpy().astype("<u2") for step in range(min(_KEPT, plan.schedule.steps))]
+        np.save(out / ROWS, np.concatenate(kept))
     card = _card(plan, parts, names, stream, log[-1]) | about | _about_problems(plan, log[-1])
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return card

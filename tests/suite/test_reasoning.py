@@ -40,6 +40,7 @@ from suite.reference.text import LENGTH
 from suite.runtime.model import Runtime, plain_runtime
 from suite.store import Store
 from suite.tables import number
+from suite.tokens import load_tokens
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
          "num_key_value_heads": 1, "vocab_size": 2048, "max_position_embeddings": LENGTH, "bos_token_id": 0,
@@ -393,7 +394,7 @@ def test_a_mixture_has_its_share_and_learns_steps_alone(letters):
     assert not torch.equal(mixture.mixed(8, text)[0][3:], rows[3:])
 
 
-def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small, little_text, tmp_path):
+def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small, letters, little_text, tmp_path):
     plan, whole, killed = plan_of(small), tmp_path / "whole", tmp_path / "killed"
     card = training.train_reference(whole, plan, every=2)
 
@@ -409,6 +410,9 @@ def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small,
     logs = [[line.rsplit(",", 2) for line in (path / "log.csv").read_text().splitlines()] for path in (whole, killed)]
     assert [[line[0], line[2]] for line in logs[0]] == [[line[0], line[2]] for line in logs[1]]  # all but the seconds
     assert logs[0][0][2] == "problems_right" and len(logs[0]) == 4
+    rows = [load_tokens(str(path / training.ROWS), "training", models[0], LENGTH).rows for path in (whole, killed)]
+    assert rows[0].shape == (6 * 4, LENGTH) and np.array_equal(rows[0], rows[1])
+    assert [set(row) <= set(letters.ids.values()) for row in rows[0]] == [False, False, True, True] * 6
     assert card["problems"].startswith("2 of 4 rows of every batch: problems of suite.reasoning of 1 to 6 steps")
     assert card["plan"]["reasoning"] == 0.5 and card["held_out_problems_right"] == float(logs[0][-1][2])
     with pytest.raises(ValueError, match="there is a training of another plan in this directory"):
@@ -417,6 +421,7 @@ def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small,
 
 def test_without_problems_nothing_is_said_of_them(small, little_text, tmp_path):
     card = training.train_reference(tmp_path, plan_of(small, reasoning=0.0, schedule=Schedule(steps=1)))
+    assert not (tmp_path / training.ROWS).exists()
     assert "problems" not in card and "problems_right" not in (tmp_path / "log.csv").read_text()
 
 
