@@ -34,7 +34,7 @@ def straight_through(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 def within(x: torch.Tensor, fitted: Fitted, beyond: float = 0.0) -> torch.Tensor:
     """Which values of `x` (out, in) lie in the range of the levels, its ends included: bool (out, in).
 
-    `beyond` widens the range at either end, in units of the scale; only integers and scaled elements have one. Raises
+    `beyond` widens the range at either end, in units of the scale; only integers and scaled levels have one. Raises
     `ValueError` for grids that code values in blocks: what they clip is not told value by value.
     """
     x = x.detach()
@@ -60,7 +60,7 @@ def fake_quantized(
     """`x` (out, in) rounded to nearest, exactly as `fitted` decodes it, with a straight-through gradient.
 
     `inside` (out, in), bool, are the values that count as within the range, all of them by default. Gradients also go
-    to those parameters of an integer or scaled grid that want them (`Tunable.tuned` puts them there). With `constant`
+    to those parameters of integers and scaled levels that want them (`Tunable.tuned` puts them there). With `constant`
     codes they are dD/dt (code) everywhere; so they are for grids of any other kind. `overshoot` is added to the size of
     the level that a value beyond the range has in the gradient of the scale.
     """
