@@ -4,10 +4,15 @@ A problem of three steps: on the left what is asked, on the right of the colon w
 
     (((3+4)*7)-5)%10:3+4=7;7*7=9;9-5=4;
 
-Every operation turns the ten digits one-to-one: + and - of 1 to 9, and * of 3, 7 and 9, the units modulo 10 but 1. So
-over all problems of k steps all digits are equally frequent after every step, whatever the operation: one guess in ten
-is right, exactly. A true step never mends a wrong value, as *0 or *5 would: the answer is right where all values are,
-or where errors cancel. Every one of the 210 facts (digit, operation, operand) is equally frequent too.
+Every operation turns the ten digits one-to-one: + and - of 1 to 4, and * of 3, 7 and 9, the units modulo 10 but 1. So
+over all problems of k steps all digits are equally frequent after every step, whatever the operation: without the value
+before it one guess in ten is right, exactly. A true step never mends a wrong value, as *0 or *5 would: the answer is
+right where all values are, or where errors cancel. Every one of the 110 facts (digit, operation, operand) is equally
+frequent too.
+
+Operands are small because a model must find something to begin with: of + and - of 1 to 9, any two of digit, operation
+and operand say next to nothing of the value, and training stays at chance for long, as it does on parities. (After 130
+updates of 1,024 characters, from the reference model's weights, 12% of values are right, and of these ones 99.9%.)
 
 A quarter of all problems, by a hash of what is asked, is never trained on. It is whole problems that are held out:
 their single steps, and what is in their inner brackets, do occur within others.
@@ -20,14 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 
 OPERATIONS = (
-    *(("+", d) for d in range(1, 10)),
-    *(("-", d) for d in range(1, 10)),
+    *(("+", d) for d in range(1, 5)),
+    *(("-", d) for d in range(1, 5)),
     *(("*", d) for d in (3, 7, 9)),
 )
 CHANCE = 0.1  # of guessing a digit
 LONGEST = 6  # steps of a training problem
 STEP = 6  # characters of a written step
 VALUE = 4  # where in a step its value stands
+ASKED, COPIED, FOUND = 0, 1, 2  # kinds of characters in a training row: chance, what follows from reading, values
 ALPHABET = "0123456789()+-*%:=;\n"
 _HELD_OUT = 4  # one problem in so many
 _LISTED = 10_000  # up to so many problems of k steps are listed whole, and drawn from the list
@@ -119,17 +125,19 @@ def draw_distinct(rng: np.random.Generator, steps: int, count: int) -> list[Prob
 
 
 def training_row(rng: np.random.Generator, length: int, longest: int = LONGEST) -> tuple[str, np.ndarray]:
-    """Text of `length` characters, whole problems on a line each, and which characters are written steps, (length,).
+    """Text of `length` characters, whole problems on a line each, and the kind of every character, (length,).
 
-    Each problem has 1 to `longest` steps, any number of those that still fit, uniformly; the rest is line breaks. What
-    is to be learned are the steps, and the line break that ends them: what is asked is chance. Raises `ValueError`
-    where no problem fits.
+    Each problem has 1 to `longest` steps, any number of those that still fit, uniformly; the rest is line breaks. To be
+    learned are the steps, whose values are `FOUND` and all else `COPIED`, and the line break that ends them: what is
+    `ASKED` is chance. Raises `ValueError` where no problem fits.
     """
-    text, learned = "", np.zeros(length, dtype=bool)
+    text, kinds = "", np.full(length, ASKED, dtype=np.int8)
     while fit := [k for k in range(1, longest + 1) if len(text) + characters(k) < length]:  # and a line break behind
         problem = draw(rng, int(rng.choice(fit)), held_out=False)
         text += f"\n{problem.asked}{problem.written}"
-        learned[len(text) - len(problem.written) : len(text) + 1] = True
+        written = len(text) - len(problem.written)
+        kinds[written : len(text) + 1] = COPIED
+        kinds[written + VALUE : len(text) : STEP] = FOUND
     if not text:
         raise ValueError(f"a row of {length} characters: expected room for a problem, {characters(1) + 1} or more")
-    return text.ljust(length, "\n"), learned
+    return text.ljust(length, "\n"), kinds

@@ -146,13 +146,12 @@ def train_reference(
         snapshots["half"] = json.loads((out / "half.json").read_text())
     window: list[float] = []
 
-    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        text = batch_at(stream, step, plan.batch_rows - plan.problem_rows, plan.seed)
-        return (text, text) if mixture is None else mixture.mixed(step, text)
+    def text_of(step: int) -> torch.Tensor:
+        return batch_at(stream, step, plan.batch_rows - plan.problem_rows, plan.seed)
 
     def loss_of(step: int) -> torch.Tensor:
-        rows, labels = batch(step)
-        return model(input_ids=rows, labels=labels).loss
+        rows = text_of(step)
+        return model(input_ids=rows, labels=rows).loss if mixture is None else mixture.loss(model, step, rows)
 
     def after(step: int, loss_nats: float) -> None:
         report(step, loss_nats)
@@ -180,8 +179,9 @@ def train_reference(
     _save(model, wrapped, out)
     (out / "weights.json").write_text(json.dumps(snapshots, indent=1) + "\n")
     if mixture is not None:
-        kept = [batch(step)[0].numpy().astype("<u2") for step in range(min(_KEPT, plan.schedule.steps))]
-        np.save(out / ROWS, np.concatenate(kept))
+        steps = range(min(_KEPT, plan.schedule.steps))
+        kept = [torch.cat([text_of(step), mixture.drawn(step, LENGTH)[0]]) for step in steps]
+        np.save(out / ROWS, torch.cat(kept).numpy().astype("<u2"))
     card = _card(plan, parts, names, stream, log[-1]) | about | _about_problems(plan, log[-1])
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     return card
@@ -215,7 +215,9 @@ def _checked_start(plan: Plan) -> Checkpoint:
 
 def _mixture(plan: Plan, tokenizer: Tokenizer) -> Mixture | None:
     letters = Letters.of(tokenizer, START) if plan.reasoning else None
-    return None if letters is None else Mixture(letters=letters, rows=plan.problem_rows, seed=plan.seed)
+    if letters is None:
+        return None
+    return Mixture(letters=letters, rows=plan.problem_rows, batch_rows=plan.batch_rows, seed=plan.seed)
 
 
 def _about_problems(plan: Plan, last: dict) -> dict:
@@ -223,7 +225,8 @@ def _about_problems(plan: Plan, last: dict) -> dict:
     if not plan.reasoning:
         return {}
     rows = f"{plan.problem_rows} of {plan.batch_rows} rows of every batch"
-    what = f"problems of suite.reasoning of 1 to {LONGEST} steps, none held out; the loss is of written steps alone"
+    what = (f"problems of suite.reasoning of 1 to {LONGEST} steps, none held out; the loss of them is half that of "
+            f"values, half that of what else is written, weighed against the text's by rows")  # fmt: skip
     return {"problems": f"{rows}: {what}", "held_out_problems_right": last["problems_right"]}
 
 

@@ -20,10 +20,13 @@ from suite.command import bitfrontier
 from suite.models.checkpoint import REFERENCE, load_model
 from suite.reasoning.letters import Letters
 from suite.reasoning.measure import forced, marks, solved, text_nats, written
-from suite.reasoning.mixing import UNLEARNED, Mixture
+from suite.reasoning.mixing import Mixture
 from suite.reasoning.problems import (
     ALPHABET,
+    ASKED,
     CHANCE,
+    COPIED,
+    FOUND,
     LONGEST,
     OPERATIONS,
     STEP,
@@ -113,7 +116,7 @@ def test_about_a_quarter_is_held_out_of_every_length():
         rng = np.random.default_rng(steps)
         chosen = rng.integers(len(OPERATIONS), size=(2000, steps))
         held = sum(Problem(int(rng.integers(10)), tuple(OPERATIONS[i] for i in row)).held_out for row in chosen)
-        assert abs(held / 2000 - 0.25) < (3 if steps > 1 else 10) * (0.25 * 0.75 / 2000) ** 0.5  # 210 of one step
+        assert abs(held / 2000 - 0.25) < 3 * (0.25 * 0.75 / min(2000, 10 * len(OPERATIONS) ** steps)) ** 0.5
 
 
 def test_what_is_trained_on_is_never_held_out():
@@ -139,15 +142,16 @@ def test_distinct_problems_are_distinct_held_out_and_as_drawn_before():
 
 @given(st.integers(17, 400), st.integers(1, LONGEST), st.integers(0, 10))
 def test_a_row_is_whole_problems_and_what_is_learned_their_steps(length, longest, seed):
-    text, learned = training_row(np.random.default_rng(seed), length, longest)
-    assert len(text) == len(learned) == length and text[0] == text[-1] == "\n" and not learned[0]
+    text, kinds = training_row(np.random.default_rng(seed), length, longest)
+    assert len(text) == len(kinds) == length and text[0] == text[-1] == "\n" and kinds[0] == ASKED
     lines = [line for line in text.splitlines() if line]
     room = length - 1 - sum(len(line) + 1 for line in lines)
     assert 0 <= room < characters(1)  # no further problem fits
-    marked = "".join(c if here else " " for c, here in zip(text, learned, strict=True)).split()
+    marked = "".join(c if kind != ASKED else " " for c, kind in zip(text, kinds, strict=True)).split()
     assert marked == [line.partition(":")[2] for line in lines]
-    ends = [i for i, (c, here) in enumerate(zip(text, learned, strict=True)) if c == "\n" and here]
+    ends = [i for i, (c, kind) in enumerate(zip(text, kinds, strict=True)) if c == "\n" and kind == COPIED]
     assert len(ends) == len(lines)  # and the line break behind each
+    assert [i for i in range(length) if kinds[i] == FOUND] == [i + 1 for i in range(length) if text[i] == "="]
 
 
 def test_too_little_room_and_too_few_problems_are_refused():
@@ -332,7 +336,7 @@ def test_forced_picks_and_likelihoods_are_those_of_a_plain_pass(letters, small):
     picks, nats = forced(runtime, rows, 12)
     assert torch.equal(picks, logits[:, -13:-1].argmax(-1))
     labels = rows.clone()
-    labels[:, :-12] = UNLEARNED
+    labels[:, :-12] = -100  # what transformers takes no loss of
     assert float(nats.mean()) == pytest.approx(float(runtime.model(rows, labels=labels).loss), rel=1e-5)
     assert text_nats(runtime, rows, batch=4).mean() == pytest.approx(float(runtime.model(rows, labels=rows).loss))
 
@@ -381,17 +385,22 @@ def little_text(monkeypatch):
     monkeypatch.setattr(training, "read_files", first)
 
 
-def test_a_mixture_has_its_share_and_learns_steps_alone(letters):
+@torch.no_grad()
+def test_a_mixture_has_its_share_and_weighs_text_values_and_copies(letters, small):
     text = torch.randint(300, 2048, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-    mixture = Mixture(letters=letters, rows=2, seed=0)
-    rows, labels = mixture.mixed(7, text)
-    assert rows.shape == labels.shape == (5, LENGTH)
-    assert torch.equal(rows[:3], text) and torch.equal(labels[:3], text)
-    assert set(rows[3:].unique().tolist()) <= set(letters.ids.values())
-    learned = labels[3:] != UNLEARNED
-    assert torch.equal(labels[3:][learned], rows[3:][learned]) and 0.3 < learned.float().mean() < 0.7
-    assert all(torch.equal(a, b) for a, b in zip(mixture.mixed(7, text), (rows, labels), strict=True))
-    assert not torch.equal(mixture.mixed(8, text)[0][3:], rows[3:])
+    mixture = Mixture(letters=letters, rows=2, batch_rows=5, seed=0)
+    rows, kinds = mixture.drawn(7, LENGTH)
+    assert rows.shape == kinds.shape == (2, LENGTH) and set(rows.unique().tolist()) <= set(letters.ids.values())
+    assert all(torch.equal(a, b) for a, b in zip(mixture.drawn(7, LENGTH), (rows, kinds), strict=True))
+    assert not torch.equal(mixture.drawn(8, LENGTH)[0], rows)
+    model = plain_runtime(load_model(str(small)), torch.float32).model
+
+    def of(rows, kind=None):  # transformers' own mean over the tokens whose labels are given
+        labels = rows if kind is None else rows.masked_fill(kinds != kind, -100)
+        return float(model(input_ids=rows, labels=labels).loss)
+
+    expected = 0.6 * of(text) + 0.2 * of(rows, FOUND) + 0.2 * of(rows, COPIED)
+    assert float(mixture.loss(model, 7, text)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small, letters, little_text, tmp_path):
