@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,7 @@ def _row(subject: Subject, task: Task, asked: _Asked, found: Found, base: Found 
     header, scores = subject.header, Scores.of(found.marks[steps])
     change = None if base is None else Change.of(found.marks[steps], base.marks[steps])
     reference = None if base is None else Scores.of(base.marks[steps])
-    figures: dict[str, float | None] = {}
+    figures: dict[str, Any] = {}
     for name in ("answer", "right", "step", "value", "independent", "excess", "nats"):
         figures |= {name: getattr(scores, name).value, f"{name}_se": getattr(scores, name).error}
     for name in ("answer", "right", "step"):
@@ -170,14 +171,14 @@ def _row(subject: Subject, task: Task, asked: _Asked, found: Found, base: Found 
         recipe=header and header.recipe, bits=header and header.bits, bpw=subject.bpw,
         quantized_seed=None if header is None else header.seed, **_text(asked.text, found, base),
         problems_sha256=_hash(asked.problems[steps]), seed=task.seed, steps=steps,
-        problems=len(asked.problems[steps]), **figures, by_place=json.dumps(scores.by_place),  # type: ignore[arg-type]
+        problems=len(asked.problems[steps]), **figures, by_place=json.dumps(scores.by_place),
         device="cpu", threads=task.threads, fallbacks=json.dumps(subject.fallbacks), code=code_version(),
         env=environment_key(task.threads), command=task.command,
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )  # fmt: skip
 
 
-def _text(text: Tokens | None, found: Found, base: Found | None) -> dict[str, float | str | None]:
+def _text(text: Tokens | None, found: Found, base: Found | None) -> dict[str, Any]:
     """The fields of perplexity."""
     if text is None or found.text is None:
         return {"ppl": None, "ppl_base": None, "ppl_se": None, "data_sha256": None}
