@@ -167,9 +167,10 @@ def _row(subject: Subject, task: Task, asked: _Asked, found: Found, base: Found 
         figures[f"{name}_change_se"] = None if change is None else getattr(change, name).error
     return ReasoningRow(
         model=subject.checkpoint.name, model_sha256=subject.checkpoint.sha256,
-        base_sha256=header.model_sha256 if header else subject.checkpoint.sha256, method=header and header.method,
-        recipe=header and header.recipe, bits=header and header.bits, bpw=subject.bpw,
-        quantized_seed=None if header is None else header.seed, **_text(asked.text, found, base),
+        base_sha256=header.model_sha256 if header else subject.checkpoint.sha256,
+        method=header.method if header else None, recipe=header.recipe if header else None,
+        bits=header.bits if header else None, bpw=subject.bpw, quantized_seed=header.seed if header else None,
+        **_text(asked.text, found, base),
         problems_sha256=_hash(asked.problems[steps]), seed=task.seed, steps=steps,
         problems=len(asked.problems[steps]), **figures, by_place=json.dumps(scores.by_place),
         device="cpu", threads=task.threads, fallbacks=json.dumps(subject.fallbacks), code=code_version(),
