@@ -9,6 +9,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from suite.cache import cache_root, keep
 from suite.calibration import Calibration
 from suite.environment import code_version, environment_key
 from suite.models.checkpoint import Checkpoint
+from suite.processes import mapped_memory
 from suite.recipe import Recipe
 from suite.student import Report, Student, how_of
 from suite.sub_norms import with_sub_norms
@@ -81,8 +83,10 @@ def learned_for(
 
     def make(path: Path) -> None:
         unfinished.mkdir(exist_ok=True)
-        student = Student.of(begun, recipe, seed, None if clips is None else Calibration.of(begun, clips, threads))
-        losses, turning = student.train(training.tensor(), seed, unfinished / "state.pt", report)
+        kept = None if clips is None else Calibration.of(begun, clips, threads)
+        with nullcontext() if how_of(recipe).perturbation is None else mapped_memory():
+            student = Student.of(begun, recipe, seed, kept)
+            losses, turning = student.train(training.tensor(), seed, unfinished / "state.pt", report)
         save_file(student.weights(), path / "weights.safetensors")
         turned = {"turning": torch.tensor(turning), "window": torch.tensor(student.window)}
         save_file(student.learned() | turned | {"losses_nats": losses}, path / "learned.safetensors")

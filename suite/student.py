@@ -30,7 +30,7 @@ from suite.quantize import generator_for
 from suite.recipe import Recipe
 
 KEPT = 100  # updates between checkpoints
-FOLLOWED = 1 << 16  # codes of a matrix whose oscillation is followed
+FOLLOWED = 1 << 14  # codes of a matrix whose oscillation is followed
 CONFIDENCE_BATCHES = 8  # micro-batches that the teacher's confidence is averaged over
 Report = Callable[[int, float], None]
 
@@ -73,7 +73,8 @@ class Student:
             module, target = linear(model, name), recipe.target_of(name)
             if target is not None:
                 weighed[name] = supported(partial(FakeQuantize, module.weight, target.grid, how))
-                parametrize.register_parametrization(module, "weight", weighed[name])
+                with torch.no_grad():
+                    parametrize.register_parametrization(module, "weight", weighed[name])
             if recipe.activations is not None:
                 entered[name] = supported(partial(FakeInputs, recipe.activations.grid))
                 module.add_module("inputs", entered[name])
@@ -152,7 +153,7 @@ class Student:
                 x = latent(module)
             else:
                 x = getattr(module, own)
-            found[name] = x.detach().clone().contiguous()
+            found[name] = x.detach().contiguous()
         if self.checkpoint.tied:
             found.pop(f"{self.checkpoint.architecture.head}.weight", None)
         return found
@@ -232,10 +233,8 @@ def whole_model(checkpoint: Checkpoint, seed: int | None = None) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(checkpoint.config).to(checkpoint.dtype)
     if seed is None:
         names = checkpoint.architecture
-        state = {f"{names.blocks}.{i}.{key}": x for i in range(checkpoint.n_blocks)
-                 for key, x in checkpoint.block(i).state_dict().items()}  # fmt: skip
+        for i in range(checkpoint.n_blocks):  # one after the other: the model is in memory once
+            model.get_submodule(f"{names.blocks}.{i}").load_state_dict(checkpoint.block(i).state_dict())
         for name in (names.embedding, names.norm, *(() if checkpoint.tied else (names.head,))):
-            state |= {f"{name}.{key}": x for key, x in checkpoint.module(name).state_dict().items()}
-        found = model.load_state_dict(state, strict=False)
-        assert not found.unexpected_keys and set(found.missing_keys) <= {f"{names.head}.weight"}, found
+            model.get_submodule(name).load_state_dict(checkpoint.module(name).state_dict())
     return model.requires_grad_(True)

@@ -130,7 +130,7 @@ class FakeQuantize(nn.Module):
     def forward(self, W: torch.Tensor) -> torch.Tensor:
         """The rounded weights, with a gradient for `W` and what is learned."""
         fitted, how = self.fitted(W), self.how.gradient
-        inside = within(W, fitted, how.beyond) if how.range == "clipped" else None
+        inside = within(W, fitted, how.beyond) if how.range == "clipped" and torch.is_grad_enabled() else None
         return fake_quantized(W, fitted, inside, constant=how.constant, overshoot=how.overshoot)
 
 

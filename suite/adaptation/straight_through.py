@@ -67,6 +67,8 @@ def fake_quantized(
     with torch.no_grad():
         codes = fitted.nearest(x)
     value = fitted.decode(codes)
+    if not torch.is_grad_enabled():
+        return value
     rounded, moving = value.detach(), x if inside is None else torch.where(inside, x, 0.0)
     if value.requires_grad:
         moving = moving + value
