@@ -33,6 +33,11 @@ class Solver:
         return self.method if self.any.bits is None else f"{self.method} {self.any.bits:g}"
 
     @property
+    def directory(self) -> str:
+        """What it is called, without where it is."""
+        return self.any.model.rstrip("/").rpartition("/")[2]
+
+    @property
     def bpw(self) -> float:
         """True bits per weight; NaN where no weights are quantized."""
         return float("nan") if self.any.bpw is None else self.any.bpw
@@ -62,13 +67,28 @@ class Chain:
     def name(self) -> str:
         """What the unquantized model is called, or the beginning of its hash."""
         if self.base is not None:
-            return self.base.any.model.rstrip("/").rpartition("/")[2]
+            return self.base.directory
         return self.every[0].any.base_sha256[:12]
 
     @property
     def steps(self) -> list[int]:
         """The numbers of steps asked for."""
         return sorted({row.steps for row in self.rows})
+
+    @property
+    def series(self) -> dict[str, list[Solver]]:
+        """The models that have bits per weight, by method; of those of one recipe all but the first by directory too.
+
+        These differ in seeds, in the tokens they were calibrated on, or in what they were trained on.
+        """
+        found: dict[str, list[Solver]] = {}
+        taken = set()
+        for solver in self.drawn:
+            kind = (solver.method, solver.any.recipe)
+            own = solver.method if kind not in taken else f"{solver.method} ({solver.directory})"
+            taken.add(kind)
+            found.setdefault(own, []).append(solver)
+        return dict(sorted(found.items()))
 
     @property
     def drawn(self) -> tuple[Solver, ...]:
@@ -98,10 +118,13 @@ def _chain(base_sha256: str, solvers: Iterable[Solver]) -> Chain:
 
 
 def chain_verdict(chain: Chain) -> str:
-    """The fewest bits that keep most right answers of the longest problems; the fewest bits; whether errors cluster."""
+    """The fewest bits that keep most right answers of the longest problems; the fewest bits; whether errors cluster.
+
+    Of models of as many bits the one with most right answers is meant.
+    """
     k = chain.steps[-1]
-    asked = [solver for solver in chain.drawn if k in solver.rows]
-    said = []
+    asked = sorted((s for s in chain.drawn if k in s.rows), key=lambda s: (s.bpw, -s.rows[k].answer))
+    said, keep = [], None
     if chain.base is not None and k in chain.base.rows:
         whole = chain.base.rows[k]
         said.append(f"{_percent(whole.answer)} of the answers of {k} steps are right before anything is quantized.")
@@ -110,7 +133,7 @@ def chain_verdict(chain: Chain) -> str:
             said.append(f"The fewest bits that keep {_percent(KEPT)} of them: {_described(keep, k)}.")
         elif asked:
             said.append(f"No model measured keeps {_percent(KEPT)} of them.")
-    if asked:
+    if asked and asked[0] is not keep:
         said.append(f"At the fewest bits measured: {_described(asked[0], k)}.")
     solvers = [solver for solver in chain.every if k in solver.rows]
     excess = median(solver.rows[k].excess for solver in solvers)
@@ -126,9 +149,8 @@ def chain_verdict(chain: Chain) -> str:
 
 def _described(solver: Solver, k: int) -> str:
     row = solver.rows[k]
-    text = (
-        f"{solver.label} at {solver.bpw:.3g} bits, {_percent(row.answer)} right, {_percent(row.step)} of single steps"
-    )
+    text = f"{solver.label} ({solver.directory}) at {solver.bpw:.3g} bits, {_percent(row.answer)} right"
+    text += f", {_percent(row.step)} of single steps"
     if row.ppl is None or row.ppl_base is None:
         return text
     return f"{text}, perplexity {row.ppl / row.ppl_base:.3g} times the unquantized model's"

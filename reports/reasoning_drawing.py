@@ -24,8 +24,7 @@ def shown_steps(chain: Chain) -> list[int]:
 
 def draw_chain(chain: Chain) -> Figure:
     """Answers, single steps and perplexity against bits, lines from width to width of a method."""
-    methods = sorted({solver.method for solver in chain.drawn})
-    shapes = {method: shape for method, (shape, _) in looks_of(methods).items()}
+    shapes = {name: shape for name, (shape, _) in looks_of(list(chain.series)).items()}
     colors = {k: COLORS[i] for i, k in enumerate(shown_steps(chain))}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDE_INCHES, 4.6))
@@ -47,7 +46,7 @@ def draw_chain(chain: Chain) -> Figure:
         handles += [Line2D([], [], linestyle="none", marker=shape, color=INK, label=m) for m, shape in shapes.items()]
         handles += [Line2D([], [], color=INK, linestyle=(0, (5, 2)), label="unquantized"),
                     Line2D([], [], color=GREY, linestyle=(0, (1, 1.5)), label="guessing")]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper left", ncols=9, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside upper left", ncols=8, frameon=False, fontsize=9)
         return figure
 
 
@@ -65,8 +64,8 @@ def _field(k: int, name: str, times: float = 1.0) -> Value:
 
 
 def _lines(ax: Axes, chain: Chain, shapes: dict[str, str], color: str, value: Value, error: Value) -> None:
-    for method, shape in shapes.items():
-        own = [solver for solver in chain.drawn if solver.method == method and np.isfinite(value(solver))]
+    for name, shape in shapes.items():
+        own = [solver for solver in chain.series[name] if np.isfinite(value(solver))]
         x, y, bars = ([f(solver) for solver in own] for f in (lambda s: s.bpw, value, error))
         ax.errorbar(x, y, np.nan_to_num(bars), color=color, marker=shape, markersize=6, linewidth=0.9, capsize=2)
     if chain.base is not None and np.isfinite(value(chain.base)):

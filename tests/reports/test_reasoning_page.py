@@ -2,6 +2,7 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -80,6 +81,18 @@ def test_models_are_beside_what_they_were_made_of(chains):
     assert other_base.base is None and other_base.name == "o" * 12
 
 
+def test_models_of_one_recipe_have_lines_of_their_own(tmp_path):
+    with Store(tmp_path / "s.db") as store:
+        store.put_reasoning([packed("gptq", 2, 0.8, 1), packed("gptq", 3, 0.9, 1),
+                             replace(packed("gptq", 2, 0.9, 1), model="a/mixed", model_sha256="x" * 64)])  # fmt: skip
+        (chain,) = read_reasoning(store)
+    assert {name: [s.directory for s in solvers] for name, solvers in chain.series.items()} == {
+        "gptq": ["gptq-2", "gptq-3"], "gptq (mixed)": ["mixed"]
+    }  # fmt: skip
+    assert "At the fewest bits measured: gptq 2 (mixed) at 2.25 bits, 90% right" in chain_verdict(chain)
+    draw_reasoning([chain])
+
+
 def test_of_a_models_rows_those_of_most_problems_and_of_these_the_newest_count(chains):
     assert chains[0].base.rows[6].step == 0.999
 
@@ -87,8 +100,14 @@ def test_of_a_models_rows_those_of_most_problems_and_of_these_the_newest_count(c
 def test_the_verdict_names_the_fewest_bits_that_keep_most_answers(chains):
     said = chain_verdict(chains[0])
     assert said.startswith("99.4% of the answers of 6 steps are right before anything is quantized.")
-    assert "The fewest bits that keep 90% of them: gptq 3 at 3.25 bits, 91.3% right, 98.5% of single steps" in said
-    assert "At the fewest bits measured: gptq 2 at 2.25 bits, 26.2% right, 80% of single steps, perplexity 1.06" in said
+    assert (
+        "The fewest bits that keep 90% of them: gptq 3 (gptq-3) at 3.25 bits, 91.3% right, 98.5% of single steps"
+        in said
+    )
+    assert (
+        "At the fewest bits measured: gptq 2 (gptq-2) at 2.25 bits, 26.2% right, 80% of single steps, perplexity 1.06"
+        in said
+    )
     assert "for none by over two standard errors." in said
     lone = chain_verdict(chains[2])
     assert "right before" not in lone and "in the median of 1 model;" in lone
