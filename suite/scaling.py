@@ -35,6 +35,7 @@ from suite.environment import code_version
 from suite.evaluation import Ended, clustered_se, compare
 from suite.learning import control_of
 from suite.methods.bitnet import build as bitnet
+from suite.methods.paretoq import PARETOQ
 from suite.methods.paretoq import build as paretoq
 from suite.models.checkpoint import REFERENCE
 from suite.processes import Step, Told
@@ -201,7 +202,7 @@ def cells_of(budget: Budget, bits: Sequence[float]) -> list[ScalingCell]:
     """The cells of a size at a level: ParetoQ at each of the widths, BitNet where 1.58 is one, and their controls."""
     tuned, scratch = budget.tuned, budget.scratch
     how: dict[str, Any] = {"steps": tuned.updates, "rows": tuned.rows, "rate": tuned.rate, "warmup": WARMUP}
-    recipes = {width: paretoq(bits=width, **how) for width in sorted(set(bits))}
+    recipes = {width: paretoq(bits=width, **how) for width in checked_bits(bits)}
     both = budget.base.tokens + tuned.tokens
 
     def cell(method: str, width: float, recipe: Recipe, phase: Phase, tokens: int) -> ScalingCell:
@@ -218,12 +219,12 @@ def cells_of(budget: Budget, bits: Sequence[float]) -> list[ScalingCell]:
 
 
 def checked_bits(bits: Sequence[float]) -> tuple[float, ...]:
-    """Widths that ParetoQ has; `ValueError` for another, and for none."""
-    known = (1, 1.58, 2, 3, 4)
+    """Widths that ParetoQ has, as it has them: 4 and 4.0 are one cell. `ValueError` for another, and for none."""
+    known = PARETOQ.bits
     if not bits or not set(bits) <= set(known):
         raise ValueError(f"bits {', '.join(f'{b:g}' for b in bits) or 'none'}: expected some of "
                          f"{', '.join(f'{b:g}' for b in known)}")  # fmt: skip
-    return tuple(sorted(set(bits)))
+    return tuple(width for width in known if width in bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
