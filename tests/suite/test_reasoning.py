@@ -377,7 +377,7 @@ def little_text(monkeypatch):
     def first(part):
         names, size = {}, 0
         for name, text in read(part).items():
-            if size < 60_000:
+            if size < 25_000:
                 names[name] = text
                 size += len(text)
         return names
@@ -426,6 +426,21 @@ def test_training_starts_from_the_weights_and_goes_on_where_it_was_killed(small,
     assert card["plan"]["reasoning"] == 0.5 and card["held_out_problems_right"] == float(logs[0][-1][2])
     with pytest.raises(ValueError, match="there is a training of another plan in this directory"):
         training.train_reference(killed, replace(plan, seed=1), every=2)
+
+
+def test_the_command_trains_a_variant_of_the_shipped_model(little_text, tmp_path):
+    out = tmp_path / "variant"
+    asked = ["train-reference", str(out), "--from", "reference", "--reasoning", "0.25", "--steps", "1",
+             "--rate", "1e-4", "--threads", "1"]  # fmt: skip
+    found = CliRunner().invoke(bitfrontier, asked, catch_exceptions=False)
+    assert found.exit_code == 0 and "validation perplexity" in found.output
+    card = json.loads((out / "card.json").read_text())
+    assert card["start_sha256"] == load_model("reference").sha256 != load_model(str(out)).sha256
+    plan = card["plan"]
+    assert (plan["start"], plan["reasoning"], plan["schedule"]["rate"]) == ("reference", 0.25, 1e-4)
+    refused = CliRunner().invoke(bitfrontier, [*asked[:1], str(tmp_path / "no"), "--from", "nowhere"])
+    assert refused.exit_code != 0 and "nowhere: no such directory" in str(refused.exception)
+    assert not (tmp_path / "no").exists()
 
 
 def test_without_problems_nothing_is_said_of_them(small, little_text, tmp_path):
