@@ -27,7 +27,7 @@ def name_of(method: str, bits: float) -> str:
     ('paretoq at 1.58 bits', 'full precision from scratch, SubLN')
     """
     full = {"full-precision": "full precision", "full-precision-sub-norm": "full precision from scratch, SubLN"}
-    return full.get(method) or f"{method} at {bits:g} bits"
+    return full.get(method) or f"{method} at {bits:g} bit{'' if bits == 1 else 's'}"
 
 
 def draw_scaling(family: Family) -> Figure:

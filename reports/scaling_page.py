@@ -1,5 +1,7 @@
 """The page of scaling studies: loss against bytes over sizes and widths, the frontier, and a law in words."""
 
+from itertools import groupby
+
 import numpy as np
 
 from reports.entropy_figures import ORIGIN
@@ -43,9 +45,11 @@ def frontier_sentences(family: Family) -> list[str]:
     found = []
     for level in family.levels:
         front = family.front(level)
-        words = [f"{name_of(r.method, r.bits)} of {_count(r.linear)} weights ({r.model_bytes / 1e6:.3g} MB, "
-                 f"{r.loss_nats:.3f} nats)" for r in front]  # fmt: skip
-        found.append(f"at {level:g} tokens per parameter the least loss over bytes is that of {listed(words)}.")
+        words = [f"{_count(linear)} weights, {listed([name_of(r.method, r.bits) for r in own])}"
+                 for linear, group in groupby(front, key=lambda r: r.linear) for own in [list(group)]]  # fmt: skip
+        first, last = (f"{r.loss_nats:.3f} nats in {r.model_bytes / 1e6:.3g} MB" for r in (front[0], front[-1]))
+        found.append(f"at {level:g} tokens per parameter the least loss over bytes, from {first} to {last}, is that "
+                     f"of {'; '.join(words)}.")  # fmt: skip
     return found
 
 
