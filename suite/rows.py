@@ -65,6 +65,7 @@ class LayerRecord:
     `n_bits` are stored; `entropy_bits` and `coded_bits` are with the codes at their entropy, and really entropy-coded.
 
     The errors are relative to `weight_energy` = |W|^2 and `output_energy` = tr(W H W^T), by which layers are pooled.
+    Of a trained cell W are its own trained weights, before they are rounded, and H is of the trained model.
     """
 
     layer: str
