@@ -14,10 +14,11 @@ cache, a finished cell in the store. Training rows are drawn anew for each train
 one sees some rows again.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -260,10 +261,15 @@ class Study:
         return records
 
     def base(self, budget: Budget, on_step: Told = lambda step: None) -> Path:
-        """The full-precision model of a size after nine tenths of its tokens, its weights stored in bfloat16."""
+        """The full-precision model of a size after nine tenths of its tokens, its weights stored in bfloat16.
+
+        Raises `ValueError` where another plan has been there: another seed, or other rates of another version.
+        """
         place = self.out / budget.name
         model, trained, plan = place / "model", place / "training", budget.plan(self.seed)
         if model.is_dir():
+            if (trained / "plan.json").read_text() != json.dumps(asdict(plan), indent=1) + "\n":
+                raise ValueError(f"{place}: there is a model of another plan, see {trained / 'plan.json'}")
             return model
         trained.mkdir(parents=True, exist_ok=True)
         if not (trained / "tokenizer.json").exists():
@@ -275,6 +281,7 @@ class Study:
         for file in trained.glob("tokenizer*"):
             shutil.copyfile(file, beside / file.name)
         beside.rename(model)
+        (trained / "training.pt").unlink()  # three times the weights, to go on from
         return model
 
     def measured(self, cell: ScalingCell, model: Path, on_step: Told = lambda step: None) -> Record:

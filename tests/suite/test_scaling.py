@@ -1,7 +1,7 @@
 """A family of models: sizes as transformers counts them, tokens as asked for, and a study that goes on where it was."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -216,8 +216,14 @@ def test_a_directory_of_another_plan_is_refused(tmp_path):
     place = tmp_path / budget.name / "training"
     place.mkdir(parents=True)
     (place / "plan.json").write_text("{}\n")
+    study = Study(out=tmp_path, store=tmp_path / "s.db")
     with pytest.raises(ValueError, match="another plan"):
-        Study(out=tmp_path, store=tmp_path / "s.db").base(budget)
+        study.base(budget)
+    (tmp_path / budget.name / "model").mkdir()
+    with pytest.raises(ValueError, match="a model of another plan"):
+        study.base(budget)
+    (place / "plan.json").write_text(json.dumps(asdict(budget.plan(0)), indent=1) + "\n")
+    assert study.base(budget) == tmp_path / budget.name / "model"  # it was finished
 
 
 def test_the_dry_run_lists_every_training_and_writes_nothing(tmp_path):
