@@ -132,7 +132,8 @@ class Budget:
 
         Of 1/16, 1/8, 1/4, 1/2 and the whole of it that was best at width 64 and level 1, on validation text: 4.8163,
         4.8159, 4.8235, 4.851 and 4.907 nats in full precision, 4.858, 4.847, 4.849, 4.872 and 4.925 at 1 bit, 4.8236,
-        4.8218, 4.827, 4.855 and 4.902 at 2 bits. More rows to an update were worse at every rate tried.
+        4.8218, 4.827, 4.855 and 4.902 at 2 bits; one size and seed, so that only a quarter or less against a half or
+        more is sure.
         """
         return _phase(round(TUNED * self.whole_rows), peak_rate(self.shape.hidden) / 8)
 
@@ -170,8 +171,9 @@ def peak_rate(hidden: int) -> float:
     It falls with the width as Adam's rate for hidden matrices does in Yang et al. 2022 (arXiv:2203.03466), and in
     `_phase` with the fourth root of the rows, half of what Malladi et al. 2022 (arXiv:2205.10287) have in theory. Among
     rates apart by a factor of two the one next to the rule's was the best or within 0.03 nats of it, on validation text
-    after full-precision training: 5.98, 5.83, 5.77 nats at .001, .002, .004 at width 64 on 289 updates of a row, 4.92,
-    4.80, 5.32 at .002, .004, .008 on 577 of two, and 5.58, 5.56, 5.74 at .001, .002, .004 at width 128 on 369 of one.
+    after full-precision training: at width 64, 5.83 and 5.77 nats at .002 and .004 on 289 updates of a row, 4.92, 4.80,
+    5.32 at .002, .004, .008 on 577 of two; at width 128, where a fiftieth of the updates warmed up, 5.58, 5.56, 5.74 at
+    .001, .002, .004 on 369 of one. Both powers were chosen to agree with these.
     """
     return 2e-3 * 256 / hidden
 
@@ -344,7 +346,7 @@ def seconds_of(shape: Shape, phase: Phase, operations_per_second: float, *, quan
     """About how long a training takes where matrix products make so many operations a second.
 
     They are 2 for a weight and a token forth and 4 back, and what is none takes as long again. That and the constants
-    are measured, on two cores.
+    are guessed from times on two busy cores.
     """
     products = 6.0 * (shape.parameters + BESIDE) * phase.tokens / operations_per_second
     all_layers, each_weight = QUANTIZED_SECONDS
