@@ -100,6 +100,8 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: config.json is not a model's configuration: {error}") from error
         architecture, config = _configured(name, model_type, lambda: AutoConfig.from_pretrained(path))
+        if dial is not None and not any(site.kind in dial.kinds for site in architecture.sites):
+            raise ValueError(f"{name}: every layer of {architecture.name} follows a norm, none another layer")
         checkpoint = cls(name, path, config, architecture, index_of(weight_files(path, name), name), dial, dtype)
         checkpoint._check_tensors({})
         return checkpoint

@@ -75,7 +75,7 @@ def test_learned_rotations_are_orthogonal_to_1e_10(llama, rows, solver):
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "orthogonal"])
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", tiny.ROTATING)
 def test_the_learner_runs_the_model_that_it_learns_for(architecture, kind, rows, tmp_path):
     name, options = tiny.ARCHITECTURES[architecture]
     checkpoint = load_model(str(tiny.save(tiny.model_of(name, **options), tmp_path)), dtype=torch.float64)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BitNetConfig,
+    BitNetForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -26,6 +28,7 @@ _MODELS = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "bitnet": (BitNetConfig, BitNetForCausalLM),
 }
 ARCHITECTURES = {  # a name of the variant: (architecture, options)
     "llama": ("llama", {}),
@@ -41,7 +44,10 @@ ARCHITECTURES = {  # a name of the variant: (architecture, options)
                                             "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 12}),  # heads that do not add up to the hidden size
     "qwen3 tied": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
+    "bitnet": ("bitnet", {}),  # norms within attention and MLP
 }  # fmt: skip
+
+ROTATING = [name for name in ARCHITECTURES if name != "bitnet"]  # whose every norm stands on the residual stream
 
 
 def model_of(architecture, seed=0, **options):
