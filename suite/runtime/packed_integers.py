@@ -68,7 +68,7 @@ class Int4Pack:
         y = _int4_product(_in_half(x, self.padding), self.words, self.group, self.parameters)
         if self.planes == 2:
             high, low = y.chunk(2, dim=-1)
-            y = high.float().add_(low)
+            y = high + low if x.dtype == torch.bfloat16 else high.float().add_(low)  # once rounded either way
         y = y if y.size(1) == self.outputs else y[:, : self.outputs]
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
