@@ -33,11 +33,12 @@ from suite.grids.integer import FittedInteger
 from suite.grids.layout import check_finite
 from suite.grids.scaled import FittedScaled
 
+Span = float | tuple[float, float]  # what a static scale is made for: the largest magnitude, or both ends
 _AT_ONCE = 1 << 19  # values rounded in one go, 2 MiB in a few buffers: less is all overhead, more leaves the cache
 
 
-def quantize_activations(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.Tensor:
-    """`x` (..., in) rounded to nearest, token by token; static scales are made for magnitudes up to `max_abs`.
+def quantize_activations(x: torch.Tensor, grid: Grid, span: Span) -> torch.Tensor:
+    """`x` (..., in) rounded to nearest, token by token; static scales are made for `span`.
 
     Of the type of `x`, float32 or float64; no gradient passes. `grid` is one for which `unsupported_activations` is
     None. Raises `ValueError` for NaN or infinite values.
@@ -45,7 +46,7 @@ def quantize_activations(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.T
     rows, alone = _rows(x.detach(), grid)
     found = torch.empty_like(rows)
     for part, out in zip(*(tensor.split(max(1, _AT_ONCE // tensor.shape[1])) for tensor in (rows, found)), strict=True):
-        out.copy_(_rounded(part, alone, max_abs))
+        out.copy_(_rounded(part, alone, span))
     return found.reshape(x.shape)
 
 
@@ -54,8 +55,8 @@ def has_static_scale(grid: Grid) -> bool:
     return isinstance(grid, Integer | Scaled) and (grid.group == "tensor" or _under_one_scale(grid))
 
 
-def unsupported_activations(grid: Grid) -> str | None:
-    """Why inputs cannot be rounded to this grid, or None."""
+def unsupported_activations(grid: Grid, *, learned: bool = False) -> str | None:
+    """Why inputs cannot be rounded to this grid, or None; static ranges with two ends are only ever `learned`."""
     if isinstance(grid, Steps):
         return "activations are not entropy coded"
     if isinstance(grid, Sparse):
@@ -69,7 +70,7 @@ def unsupported_activations(grid: Grid) -> str | None:
         return f"{type(grid).__name__} is fitted to weights, and not to tokens one by one"
     if isinstance(grid.group, int) and grid.axis != 1:
         return "groups of activations lie within a token, these run over tokens"
-    return _integer_unsupported(grid) if isinstance(grid, Integer) else _scaled_unsupported(grid)
+    return _integer_unsupported(grid, learned) if isinstance(grid, Integer) else _scaled_unsupported(grid)
 
 
 def _sparse_unsupported(grid: Sparse) -> str | None:
@@ -80,11 +81,13 @@ def _sparse_unsupported(grid: Sparse) -> str | None:
     return unsupported_activations(grid.grid)
 
 
-def _integer_unsupported(grid: Integer) -> str | None:
+def _integer_unsupported(grid: Integer, learned: bool) -> str | None:
     if isinstance(grid.clip, ShrinkSearch | OutputSearch):
         return "activation ranges are not searched"
     if grid.group == "tensor" and grid.convention in ("asymmetric", "real-zero", "signed-max"):
-        return f"static activation scales are symmetric, the convention is {grid.convention}"
+        if learned and grid.convention == "real-zero":
+            return None
+        return f"static activation scales are symmetric unless both ends are learned, here {grid.convention}"
     return None
 
 
@@ -114,15 +117,17 @@ def _rows(x: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, Grid]:
     return tokens.reshape(-1, grid.group), whole
 
 
-def _rounded(x: torch.Tensor, grid: Grid, max_abs: float) -> torch.Tensor:
+def _rounded(x: torch.Tensor, grid: Grid, span: Span) -> torch.Tensor:
     """The values nearest to `x` (n, in): of its own scales, but for what is static."""
     fitted: FittedInteger | FittedScaled
     if isinstance(grid, Integer) and grid.group == "tensor":
         check_finite(x)
-        high = torch.full((1, 1), max_abs, dtype=x.dtype)
-        fitted = grid.fit_range(-high, high, (x.shape[0], x.shape[1]))
+        ends = span if isinstance(span, tuple) else (-span, span)
+        low, high = (torch.full((1, 1), end, dtype=x.dtype) for end in ends)
+        fitted = grid.fit_range(low, high, (x.shape[0], x.shape[1]))
     elif isinstance(grid, Scaled) and has_static_scale(grid):
-        fitted = grid.fit_under(x, max_abs)
+        assert not isinstance(span, tuple)
+        fitted = grid.fit_under(x, span)
     elif isinstance(grid, Integer | Scaled):
         fitted = grid.fit(x)
     else:

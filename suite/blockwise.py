@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from suite.activations import has_static_scale, quantize_activations
+from suite.activations import Span, has_static_scale, quantize_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
@@ -35,7 +35,7 @@ class Trained:
     """What quantization-aware training learned beside weights: grids' parameters by layer and name, ranges by layer."""
 
     parameters: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
-    ranges: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, Span] = field(default_factory=dict)
 
 
 NOTHING_TRAINED = Trained()
@@ -45,14 +45,14 @@ NOTHING_TRAINED = Trained()
 class QuantizedBlock:
     """The block's quantized layers by full name, and a record of each.
 
-    `ranges` are the largest inputs, in size, of layers whose static activation scales are made for them; `maps` what is
+    `ranges` are what static activation scales are made for, layer by layer; `maps` what is
     done to the inputs of a site at run time, by the full name of its first layer; `tables` what its cache has learned.
     `unquantized` is the block in the same coordinates before anything was rounded, where a recipe compares the two.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
     records: list[LayerRecord] = field(default_factory=list)
-    ranges: dict[str, float] = field(default_factory=dict)
+    ranges: dict[str, Span] = field(default_factory=dict)
     maps: dict[str, tuple[Map, ...]] = field(default_factory=dict)
     tables: Tables = NO_TABLES
     unquantized: nn.Module | None = None
@@ -137,10 +137,10 @@ def quantize_block(
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
             if recipe.activations is not None:
-                max_abs = trained.ranges.get(name, float(there.max_abs.max()))
-                quantize_inputs(module, recipe.activations.grid, max_abs)
+                span = trained.ranges.get(name, float(there.max_abs.max()))
+                quantize_inputs(module, recipe.activations.grid, span)
                 if has_static_scale(recipe.activations.grid):
-                    done.ranges[name] = max_abs
+                    done.ranges[name] = span
         tune(site)
     done.records.extend(_records(checkpoint, i, block, done, read, coordinates, statistics))
     return done
@@ -365,15 +365,15 @@ def _untransformed(checkpoint: Checkpoint, i: int) -> Callable[[str, torch.Tenso
     return back
 
 
-def quantize_inputs(module: nn.Module, grid: Grid, max_abs: float) -> None:
-    """Have a linear layer's inputs rounded to `grid` from now on; `max_abs` is what a static scale is made for.
+def quantize_inputs(module: nn.Module, grid: Grid, span: Span) -> None:
+    """Have a linear layer's inputs rounded to `grid` from now on; `span` is what a static scale is made for.
 
     Gradients pass straight through (Bengio, Leonard, Courville 2013, arXiv:1308.3432).
     """
 
     def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = arguments[0]
-        rounded = quantize_activations(x, grid, max_abs)
+        rounded = quantize_activations(x, grid, span)
         return (rounded + (x - x.detach()) if x.requires_grad else rounded, *arguments[1:])
 
     module.register_forward_pre_hook(hook)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from suite.activations import Span
 from suite.adaptation.quantization_aware import QuantizationAware
 from suite.blockwise import Trained
 from suite.cache import cache_root, keep
@@ -120,11 +121,11 @@ def _as_stored(checkpoint: Checkpoint, recipe: Recipe, held: Mapping[str, torch.
 def _sorted(found: Mapping[str, torch.Tensor]) -> Trained:
     """What is named "layer/name", by layer and name."""
     parameters: dict[str, dict[str, torch.Tensor]] = {}
-    ranges: dict[str, float] = {}
+    ranges: dict[str, Span] = {}
     for key, x in found.items():
         layer, name = key.split("/")
         if name == "range":
-            ranges[layer] = float(x)
+            ranges[layer] = float(x[0]) if len(x) == 1 else (float(x[0]), float(x[1]))
         else:
             parameters.setdefault(layer, {})[name] = x
     return Trained(parameters, ranges)

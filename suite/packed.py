@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from suite.activations import Span
 from suite.blockwise import QuantizedBlock
 from suite.export import FORMAT, TOKENIZER, block_tensors, copy_small, rest_of
 from suite.kv_cache.codec import named_tables
@@ -43,8 +44,8 @@ _UNKNOWN = "0" * 64  # a hash that only has to take its room
 class Header:
     """What a packed model is.
 
-    `layers` are the headers of quantized matrices by name; `ranges` the largest inputs, in size, of layers whose
-    static activation scales are made for them; `maps` what the inputs of a site pass through at run time, by the name
+    `layers` are the headers of quantized matrices by name; `ranges` what static activation scales of layers are made
+    for, the largest magnitude or both ends; `maps` what the inputs of a site pass through at run time, by the name
     of its first layer; `shards` the SHA-256 of every file by its name.
     """
 
@@ -57,7 +58,7 @@ class Header:
     tied: bool
     config: dict[str, Any]
     layers: dict[str, dict[str, Any]]
-    ranges: dict[str, float]
+    ranges: dict[str, Span]
     maps: dict[str, list[dict[str, Any]]]
     shards: dict[str, str]
 
@@ -125,7 +126,7 @@ class Packing:
     def __init__(self, checkpoint: Checkpoint, path: Path | None):
         self._checkpoint, self._path = checkpoint, path
         self._layers: dict[str, dict[str, Any]] = {}
-        self._ranges: dict[str, float] = {}
+        self._ranges: dict[str, Span] = {}
         self._maps: dict[str, list[dict[str, Any]]] = {}
         self._shards: dict[str, str] = {}
         self._n_bytes = 0

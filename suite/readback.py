@@ -133,8 +133,9 @@ class PackedModel:
             map_inputs(block, site, self.maps.get(names[site.layers[0]], ()))
         if self.recipe.activations is not None:
             for layer, name in names.items():
-                max_abs = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
-                quantize_inputs(linear(block, layer), self.recipe.activations.grid, max_abs)
+                span = self.header.ranges.get(name, float("nan"))  # only static scales have one, and only they ask
+                ends = (span[0], span[1]) if isinstance(span, list | tuple) else span  # JSON has no tuples
+                quantize_inputs(linear(block, layer), self.recipe.activations.grid, ends)
         return block, layers
 
     def cache_tables(self, i: int) -> Tables:

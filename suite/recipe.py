@@ -185,7 +185,8 @@ class Recipe:
         reasons = [target.unsupported or _coding_unsupported(self.coding, target) for target in targets if target]
         reasons.append(_order_unsupported(self.transforms))
         if self.activations is not None:
-            reasons.append(self.activations.unsupported or _activations_unsupported(self.activations))
+            learned = isinstance(self.adaptation, QuantizationAware)
+            reasons.append(self.activations.unsupported or _activations_unsupported(self.activations, learned))
         if self.held_cache is not None:
             reasons.append(self.held_cache.unsupported)
         if isinstance(self.adaptation, BlockTuning) and not any(targets):
@@ -229,10 +230,10 @@ def _coding_unsupported(coding: Coding, target: Target) -> str | None:
     return f"coding by exponents takes floating-point codes of {width} bits, the grid is {canonical(target.grid)}"
 
 
-def _activations_unsupported(target: Target) -> str | None:
+def _activations_unsupported(target: Target, learned: bool) -> str | None:
     if not isinstance(target.rounding, Nearest):
         return "activations are rounded to nearest"
-    return unsupported_activations(target.grid)
+    return unsupported_activations(target.grid, learned=learned)
 
 
 def _check_types(recipe: Recipe) -> None:

@@ -22,7 +22,6 @@ from suite.adaptation.quantization_aware import FakeInputs, FakeQuantize, Quanti
 from suite.adaptation.training import AdamW, Loss, Update, train
 from suite.adaptation.zeroth_order import ZerothOrder
 from suite.calibration import Calibration
-from suite.grids.integer import FittedInteger
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.outside import supported
@@ -103,7 +102,11 @@ class Student:
                         flips[name] = Flips.of(codes)
             report(step, loss_nats)
 
-        losses = train(self.model, self.loss(rows, seed), schedule, update=self.update, checkpoint=state, every=KEPT,
+        loss = self.loss(rows, seed)
+        if any(inputs.static for inputs in self.entered.values()):
+            with torch.no_grad():
+                loss(0)  # static scales begin at what they see, before anything shifts them
+        losses = train(self.model, loss, schedule, update=self.update, checkpoint=state, every=KEPT,
                        after=after)  # fmt: skip
         shares = [found.share(self.window) for found in flips.values()]
         return torch.tensor(losses, dtype=torch.float64), sum(shares) / len(shares) if shares else float("nan")
@@ -163,10 +166,8 @@ class Student:
         found = {f"{layer}/{name}": x.detach().clone().contiguous()
                  for layer, fake in self.weighed.items() for name, x in fake.values().items()}  # fmt: skip
         for layer, inputs in self.entered.items():
-            if inputs.step is not None:
-                blank = inputs.grid.fit(torch.ones(1, 1))
-                assert isinstance(blank, FittedInteger)
-                found[f"{layer}/range"] = (inputs.step / blank.scale).detach().abs().reshape(())
+            if inputs.span:
+                found[f"{layer}/range"] = torch.tensor(inputs.span, dtype=torch.float64)
         return found
 
 
@@ -187,7 +188,7 @@ def clip(model: nn.Module, recipe: Recipe, calibration: Calibration) -> None:
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay is for matrices of weights, not for scales, of which there may be a matrix, too."""
-    return parameter.ndim >= 2 and ".learned." not in name and not name.endswith("inputs.step")
+    return parameter.ndim >= 2 and ".learned." not in name and not name.endswith(("inputs.step", "inputs.zero"))
 
 
 def _loss(

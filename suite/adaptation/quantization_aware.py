@@ -21,6 +21,8 @@ from suite.grids.integer import FittedInteger, Integer
 from suite.grids.scaled import FittedScaled, Scaled
 from suite.grids.stored import stored_type
 
+SHRINKS = 20  # ranges that a static one with two ends is begun from; LSQ+ leaves its search open
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
@@ -138,7 +140,8 @@ class FakeInputs(nn.Module):
     """A hook before a linear layer: its inputs (..., in) rounded to nearest, straight through.
 
     Inputs on a grid with a static scale get a learned step, which begins at 2 mean|x| / sqrt(Q) of the first inputs
-    (LSQ); its gradient is divided by sqrt(N Q), with N channels.
+    (LSQ). With real zero points they get one of these too, and both begin at the range, shrunk from that of the first
+    inputs, whose squared error is least (LSQ+). Gradients are divided by sqrt(N Q), with N channels.
     """
 
     def __init__(self, grid: Grid):
@@ -147,6 +150,8 @@ class FakeInputs(nn.Module):
         if self.static and not (isinstance(grid, Integer) and grid.group == "tensor"):
             raise ValueError(f"a learned static scale is for integers of one scale, the grid is {grid}")
         self.step = nn.Parameter(torch.zeros(1, 1)) if self.static else None
+        two_ends = self.static and isinstance(grid, Integer) and grid.convention == "real-zero"
+        self.zero = nn.Parameter(torch.zeros(1, 1)) if two_ends else None
 
     def forward(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """As a forward pre-hook."""
@@ -154,12 +159,47 @@ class FakeInputs(nn.Module):
         if self.step is None:
             return (straight_through(x, quantize_activations(x.detach(), self.grid, 0.0)), *arguments[1:])
         flat = x.reshape(-1, x.shape[-1])
-        fitted = cast(FittedInteger, self.grid.fit(flat.detach()))
         if not bool(self.step.detach().any()):
-            self.step.data.fill_(float(_lsq(flat.detach().abs().mean(), largest_code(fitted))))
-        step = _damped(self.step, 1 / math.sqrt(x.shape[-1] * largest_code(fitted)))
-        fitted = cast(FittedInteger, tuned(fitted, {"scale": _as_stored(step, "scale", self.grid)}))
+            self._begin(flat.detach())
+        fitted = cast(FittedInteger, tuned(self.grid.fit(flat.detach()), self._stored(x.shape[-1])))
         return (fake_quantized(flat, fitted, within(flat, fitted)).reshape(x.shape), *arguments[1:])
+
+    def _begin(self, x: torch.Tensor) -> None:
+        assert self.step is not None
+        fitted = cast(FittedInteger, self.grid.fit(x))
+        if self.zero is None:
+            self.step.data.fill_(float(_lsq(x.abs().mean(), largest_code(fitted))))
+            return
+        shrunk = [_shrunk(x, cast(Integer, self.grid), 1 - i / SHRINKS) for i in range(SHRINKS)]
+        best = min(shrunk, key=lambda candidate: float((candidate.rounded(x) - x).square().mean()))
+        assert best.zero is not None
+        self.step.data.copy_(best.scale)
+        self.zero.data.copy_(best.zero)
+
+    def _stored(self, channels: int) -> dict[str, torch.Tensor]:
+        """Step and zero point as they are stored, with their gradients' sizes."""
+        assert self.step is not None
+        factor = 1 / math.sqrt(channels * max(1, 2 ** cast(Integer, self.grid).bits // 2 - 1))
+        own = {"scale": self.step} | ({} if self.zero is None else {"zero": self.zero})
+        return {name: _as_stored(_damped(x, factor), name, self.grid) for name, x in own.items()}
+
+    @property
+    def span(self) -> tuple[float, ...]:
+        """What the learned static scale is made for, which `Integer.fit_range` takes it back from; none without one."""
+        if self.step is None:
+            return ()
+        step, grid = float(self.step.detach().abs()), cast(Integer, self.grid)
+        if self.zero is None:
+            blank = grid.fit(torch.ones(1, 1))
+            return (step / float(blank.scale),)
+        zero = float(self.zero.detach())
+        return -zero * step, (2**grid.bits - 1 - zero) * step
+
+
+def _shrunk(x: torch.Tensor, grid: Integer, share: float) -> FittedInteger:
+    """The grid on a share of the range of `x` (n, in)."""
+    low, high = (end.reshape(1, 1) * share for end in x.aminmax())
+    return grid.fit_range(low, high, (x.shape[0], x.shape[1]))
 
 
 def started(fitted: Fitted, W: torch.Tensor, start: str) -> dict[str, torch.Tensor]:

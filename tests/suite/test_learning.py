@@ -36,6 +36,8 @@ RECIPES = {
     "lsq": LSQ,
     "activations": trained(W3, A8),
     "static activations": trained(W3, A8.replace("row", "tensor")),
+    "both ends of static activations": trained(W3, A8.replace("row", "tensor").replace("full-range", "real-zero")),
+    "static activations, zeroth order": trained(W3, A8.replace("row", "tensor"), how="perturbation=Perturbation()"),
     "fitted, open": trained(W3, how="learned='nothing', gradient=Gradient(range='open')"),
     "forward KL": trained(W3, how="loss='forward-kl', hidden=0.5"),
     "CAKLD": trained(W3, how="loss='cakld'"),

@@ -154,6 +154,27 @@ def test_a_static_scale_is_learned_from_the_first_inputs_on():
         FakeInputs(Scaled(element="e4m3", group="tensor"))
 
 
+def test_both_ends_of_a_static_range_are_learned_as_lsq_plus_has_it():
+    """b = -s z: within the range a step has round(u) - u and an offset 0, beyond it the code and 1 (equations 5, 6)."""
+    grid = Integer(bits=3, group="tensor", convention="real-zero", scale_bits=32)
+    inputs, x = FakeInputs(grid), (matrix(shape=(7, 40)).relu() - 0.1).requires_grad_(True)
+    (y,) = inputs(nn.Identity(), (x,))
+    s, z = inputs.step.detach(), inputs.zero.detach()
+    whole = grid.fit_range(*(end.reshape(1, 1) for end in x.detach().aminmax()), (7, 40))
+    assert float((y - x).detach().square().sum()) <= float((whole.rounded(x.detach()) - x.detach()).square().sum())
+    u = x.detach() / s + z
+    codes = u.round().clamp(0, 7)
+    assert torch.allclose(y, (codes - z) * s, atol=1e-6)
+    y.sum().backward()
+    inside, sizes = (u >= 0) & (u <= 7), math.sqrt(40 * 3)
+    assert torch.equal(x.grad, inside.float()) and not bool(inside.all())
+    of_step = torch.where(inside, codes - u, codes - z)  # at fixed z; LSQ+'s n or p is that at fixed b
+    assert math.isclose(float(inputs.step.grad), float(of_step.sum()) / sizes, rel_tol=1e-4, abs_tol=1e-5)
+    assert math.isclose(float(inputs.zero.grad), float((~inside).sum() * -s) / sizes, rel_tol=1e-4, abs_tol=1e-6)
+    low, high = inputs.span
+    assert torch.allclose(quantize_activations(x, grid, (low, high)), y.detach(), atol=1e-6)
+
+
 def test_bitnets_integer_path_is_its_fake_quantized_path():
     """Codes times codes in integers, scales outside: the same sum in float64, up to its own rounding."""
     W, x = matrix(shape=(12, 64)).double(), matrix(1, (5, 64)).double()
