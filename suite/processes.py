@@ -59,8 +59,10 @@ def spread(
     """
     if jobs <= 1 or len(items) <= 1:
         _listen(told)
-        yield from map(task, items)
-        _listener.clear()
+        try:
+            yield from map(task, items)
+        finally:
+            _listener.clear()
         return
     broken = []
     with _pool(min(jobs, len(items)), told) as pool:

@@ -36,5 +36,14 @@ def test_a_task_that_dies_is_told_of_and_stops_no_other():
     assert sorted(results) == [-2, 1, 3] and {step.name for step in heard} >= {"task 1", "task 3"}
 
 
-def test_nobody_listens_outside_of_a_run():
+def fail(n: int) -> int:
+    tell(Step(f"task {n}", 1, 2, 0.5))
+    raise ValueError(n)
+
+
+def test_nobody_listens_after_a_run_however_it_ended():
+    heard = []
+    with pytest.raises(ValueError, match="7"):
+        list(spread(fail, [7], 1, died=lambda n: -n, told=heard.append))
     tell(Step("alone", 1, 1, 0.0))
+    assert heard == [Step("task 7", 1, 2, 0.5)]
