@@ -73,6 +73,11 @@ class Cell:
         """The share of codes that turned within the window; NaN where nothing has codes."""
         return _number(self.row.turning)
 
+    @property
+    def disorder(self) -> float:
+        """The share of successive gradients of scales whose signs differ; NaN where no scales are learned."""
+        return _number(self.row.disorder)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:

@@ -16,7 +16,8 @@ from suite.store import Record
 PAGE = "training.html"
 _HEADER = ("method", "loss is over that of", "recipe", "bits", "bpw", "updates", "tokens", "operations", "seconds",
            "last training loss", "perplexity", "reference's perplexity", "excess nats", "±", "excess %", "moved",
-           "moved, control", "root %", "root %, control", "turning %", "window", "note")  # fmt: skip
+           "moved, control", "root %", "root %, control", "turning %", "disorder %", "window",
+           "note")  # fmt: skip
 
 
 def draw_training(found: Sequence[Trained]) -> list[Section]:
@@ -55,7 +56,8 @@ def training_plot(trained: Trained) -> Plot:
         "rounded, from those training began with; dashed the controls'. The gray band and the dotted line are what "
         "ParetoQ's authors have from 3 bits on and up to 2: relative changes, theirs of absolute values, so that "
         "drawn is the root of the squares that the store has. Right, the share of codes that changed back against "
-        f"their last change within the last {windows or 'few'} updates."
+        f"their last change within the last {windows or 'few'} updates. In the "
+        "table disorder is the share of successive gradients of learned scales whose signs differ, in the same updates."
     )
     if left_out := unmoved(trained.cells):
         caption += f" Without a distance, trained from random weights or without weights on a grid: {listed(left_out)}."
@@ -82,14 +84,14 @@ def _trained_row(cell: Cell) -> tuple[str, ...]:
         *_named(r, "its control"), str(row.updates), f"{row.tokens:,}", f"{row.operations:.3g}", _text(r.seconds, 4),
         _text(row.loss_nats), _text(r.ppl), _text(row.ppl_control), *_excess(cell.excess),
         _text(row.moved, 4), _text(row.moved_control, 4), _percent(cell.distance), _percent(cell.distance_control),
-        _percent(cell.turning), str(row.window), note, *_origin(r),
+        _percent(cell.turning), _percent(cell.disorder), str(row.window), note, *_origin(r),
     )  # fmt: skip
 
 
 def _untrained_row(e: Excess) -> tuple[str, ...]:
     r = e.record
     return (*_named(r, "the original"), "", "", "", _text(r.seconds, 4), "", _text(r.ppl), _text(r.ppl_base),
-            *_excess(e), *[""] * 7, *_origin(r))  # fmt: skip
+            *_excess(e), *[""] * 8, *_origin(r))  # fmt: skip
 
 
 def _missing_row(r: Record, why: str) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ is kept on disk under a hash of everything that it depends on; a run that was ki
 """
 
 import hashlib
-import math
+import json
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from suite.environment import code_version, environment_key
 from suite.models.checkpoint import Checkpoint
 from suite.processes import mapped_memory
 from suite.recipe import Recipe
-from suite.student import Report, Student, how_of
+from suite.student import Report, Student, Unrest, how_of
 from suite.sub_norms import with_sub_norms
 from suite.tokens import Tokens
 
@@ -35,8 +35,8 @@ class Learned:
     """A trained model: `checkpoint` holds its unrounded weights; `beside` them what was learned of grids.
 
     `losses_nats` are those of every update, over `tokens` in all. `operations` are the multiplications and additions of
-    matrix products in training: 2 for a weight and a token forth and 4 back, 2 for a teacher's. `turning` is the share
-    of codes that oscillated within the last `window` updates, None where nothing is quantized.
+    matrix products in training: 2 for a weight and a token forth and 4 back, 2 for a teacher's. `unrest` is of the
+    last updates.
     """
 
     checkpoint: Checkpoint
@@ -44,8 +44,7 @@ class Learned:
     losses_nats: torch.Tensor
     tokens: int
     operations: int
-    turning: float | None
-    window: int
+    unrest: Unrest
 
 
 def control_of(recipe: Recipe) -> Recipe:
@@ -87,24 +86,23 @@ def learned_for(
         kept = None if clips is None else Calibration.of(begun, clips, threads)
         with nullcontext() if how_of(recipe).perturbation is None else mapped_memory():
             student = Student.of(begun, recipe, seed, kept)
-            losses, turning = student.train(training.tensor(), seed, unfinished / "state.pt", report)
+            losses, unrest = student.train(training.tensor(), seed, unfinished / "state.pt", report)
         save_file(student.weights(), path / "weights.safetensors")
-        turned = {"turning": torch.tensor(turning), "window": torch.tensor(student.window)}
-        save_file(student.learned() | turned | {"losses_nats": losses}, path / "learned.safetensors")
+        save_file(student.learned() | {"losses_nats": losses}, path / "learned.safetensors")
+        (path / "unrest.json").write_text(json.dumps(asdict(unrest)), encoding="utf8")
         shutil.rmtree(unfinished, ignore_errors=True)
 
     directory = keep(about, make)
     found = load_file(directory / "learned.safetensors")
-    losses, window = found.pop("losses_nats"), int(found.pop("window"))
-    turning = float(found.pop("turning"))
+    losses = found.pop("losses_nats")
+    unrest = Unrest(**json.loads((directory / "unrest.json").read_text(encoding="utf8")))
     how = how_of(recipe)
     tokens = how.schedule.steps * how.schedule.accumulate * how.rows * training.rows.shape[1]
     held = _as_stored(begun, recipe, load_file(directory / "weights.safetensors"))
     trained = replace(begun, held=held, dial=None, known_sha256=digest)
     weights = sum(W.numel() for W in held.values() if W.ndim == 2)
     passes = (6 if how.perturbation is None else 4 * how.perturbation.directions) + (2 if how.distills else 0)
-    return Learned(trained, _sorted(found), losses, tokens, passes * weights * tokens,
-                   None if math.isnan(turning) else turning, window)  # fmt: skip
+    return Learned(trained, _sorted(found), losses, tokens, passes * weights * tokens, unrest)
 
 
 def _as_stored(checkpoint: Checkpoint, recipe: Recipe, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -281,7 +281,8 @@ class TrainingRow:
     mean over the last tenth of the updates. `ppl_control` and `excess_nats`, the cell's loss over its control's, are on
     the evaluation tokens, the latter with the standard error of the paired difference. `moved` is |W' - W|^2 / |W|^2 of
     the weights that are quantized, before they are rounded, and `moved_control` the control's. `turning` is the share
-    of codes that changed back against their last change within the last `window` updates.
+    of codes that changed back against their last change within the last `window` updates, and `disorder` the share of
+    successive gradients of learned scales whose signs differ, in the mean over matrices.
     """
 
     cell: str
@@ -297,6 +298,7 @@ class TrainingRow:
     moved: float | None
     moved_control: float | None
     turning: float | None
+    disorder: float | None
     window: int
 
 

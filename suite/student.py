@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from suite.adaptation.clipping import clipped
 from suite.adaptation.distillation import cakld, confidence_of, forward_kl, hidden_error, reverse_kl
-from suite.adaptation.oscillation import Flips
+from suite.adaptation.oscillation import Disorder, Flips
 from suite.adaptation.quantization_aware import FakeInputs, FakeQuantize, QuantizationAware
 from suite.adaptation.training import AdamW, Loss, Update, train
 from suite.adaptation.zeroth_order import ZerothOrder
@@ -39,6 +39,19 @@ def how_of(recipe: Recipe) -> QuantizationAware:
     if not isinstance(recipe.adaptation, QuantizationAware):
         raise ValueError(f"expected a recipe with QuantizationAware, found {recipe}")
     return recipe.adaptation
+
+
+@dataclass(frozen=True, slots=True)
+class Unrest:
+    """How restless the last `window` updates of a training were.
+
+    `turning` is the share of codes that turned, `disorder` that of successive gradients of learned scales whose signs
+    differ; NaN where nothing is quantized, or nothing is learned by gradients.
+    """
+
+    turning: float
+    disorder: float
+    window: int
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,13 @@ class Student:
             update = ZerothOrder(model, noise=how.perturbation.noise, seed=seed, directions=how.perturbation.directions)
         return cls(checkpoint, recipe, model, weighed, entered, update, teacher)
 
-    def train(self, rows: torch.Tensor, seed: int, state: Path | None, report: Report) -> tuple[torch.Tensor, float]:
+    def train(self, rows: torch.Tensor, seed: int, state: Path | None, report: Report) -> tuple[torch.Tensor, Unrest]:
         """Go through the schedule on rows (n, length), dealt out by `seed`, taking up what `state` holds, if anything.
 
-        The loss of every update, float64, and the share of codes that turned within the last `window` updates, NaN
-        where nothing is quantized. Of each matrix at most `FOLLOWED` codes are followed.
+        The loss of every update, float64, and how restless the last ones were. Of each matrix at most `FOLLOWED` codes
+        are followed.
         """
-        schedule, flips = how_of(self.recipe).schedule, dict[str, Flips]()
+        schedule, flips, signs = how_of(self.recipe).schedule, dict[str, Flips](), dict[str, Disorder]()
 
         def after(step: int, loss_nats: float) -> None:
             if step >= schedule.steps - self.window:
@@ -100,6 +113,11 @@ class Student:
                         flips[name].see(codes)
                     else:
                         flips[name] = Flips.of(codes)
+                for name, gradients in self._scale_gradients():
+                    if name in signs:
+                        signs[name].see(gradients)
+                    else:
+                        signs[name] = Disorder.of(gradients)
             report(step, loss_nats)
 
         loss = self.loss(rows, seed)
@@ -108,8 +126,10 @@ class Student:
                 loss(0)  # static scales begin at what they see, before anything shifts them
         losses = train(self.model, loss, schedule, update=self.update, checkpoint=state, every=KEPT,
                        after=after)  # fmt: skip
-        shares = [found.share(self.window) for found in flips.values()]
-        return torch.tensor(losses, dtype=torch.float64), sum(shares) / len(shares) if shares else float("nan")
+        turning = [found.share(self.window) for found in flips.values()]
+        disorder = [float(found.shares.mean()) for found in signs.values() if found.pairs]
+        unrest = Unrest(_mean(turning), _mean(disorder), self.window)
+        return torch.tensor(losses, dtype=torch.float64), unrest
 
     @property
     def window(self) -> int:
@@ -122,6 +142,13 @@ class Student:
             W = latent(linear(self.model, name))
             codes = fake.fitted(W.detach()).nearest(W.detach()).flatten()
             yield name, codes[:: -(-len(codes) // FOLLOWED)]
+
+    def _scale_gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The last gradients of every quantized layer's learned scales, where there are any."""
+        for layer, fake in self.weighed.items():
+            for name, x in fake.learned.items():
+                if name.startswith("scale") and x.grad is not None:
+                    yield f"{layer}/{name}", x.grad.flatten()
 
     def loss(self, rows: torch.Tensor, seed: int) -> Loss:
         """The loss of a micro-batch of `rows` (n, length), by its number."""
@@ -184,6 +211,10 @@ def clip(model: nn.Module, recipe: Recipe, calibration: Calibration) -> None:
                 W, target = linear(model, name).weight, recipe.target_of(name)
                 if target is not None and how.takes(name):
                     W.copy_(supported(partial(clipped, W.detach(), target.grid, gram, how)))
+
+
+def _mean(shares: list[float]) -> float:
+    return sum(shares) / len(shares) if shares else float("nan")
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -4,6 +4,8 @@ Every trained model is held against its control, the unquantized one trained equ
 same schedule and loss: a schedule that warms up again moves perplexity by several percent on its own.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -55,8 +57,13 @@ def against_control(
         excess_se=clustered_se(compared.nll - nll, bench.evaluation.clusters),
         moved=_moved(bench.checkpoint, trained.checkpoint, layers),
         moved_control=_moved(bench.checkpoint, control.checkpoint, layers),
-        turning=trained.turning, window=trained.window,
+        turning=_number(trained.unrest.turning), disorder=_number(trained.unrest.disorder),
+        window=trained.unrest.window,
     )  # fmt: skip
+
+
+def _number(share: float) -> float | None:
+    return None if math.isnan(share) else share
 
 
 def _layers(checkpoint: Checkpoint) -> list[str]:

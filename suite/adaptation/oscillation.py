@@ -44,11 +44,32 @@ class Flips:
         return float((self.step - self.turned < window).float().mean())
 
 
-def sign_disorder(gradients: torch.Tensor) -> torch.Tensor:
-    """Of gradients (updates, n): the share (n,) of successive pairs whose signs differ, neither being 0.
+@dataclass(slots=True)
+class Disorder:
+    """Follows gradients from update to update: how often their signs differ from those of the update before.
 
-    Raises `ValueError` for fewer than two updates.
+    `last` gradients, in how many `pairs` of updates they were compared, and how many of each `differed`.
     """
-    if gradients.shape[0] < 2:
-        raise ValueError(f"gradients of {gradients.shape[0]} updates: expected at least 2")
-    return (gradients[1:] * gradients[:-1] < 0).double().mean(0)
+
+    last: torch.Tensor
+    differed: torch.Tensor
+    pairs: int = 0
+
+    @classmethod
+    def of(cls, gradients: torch.Tensor) -> "Disorder":
+        """Nothing has been compared yet."""
+        return cls(gradients.clone(), torch.zeros(gradients.shape, dtype=torch.int32))
+
+    def see(self, gradients: torch.Tensor) -> None:
+        """The gradients of one more update; `ValueError` for gradients of another shape."""
+        if gradients.shape != self.last.shape:
+            raise ValueError(f"gradients of shape {tuple(gradients.shape)}: expected {tuple(self.last.shape)}")
+        self.differed += gradients.sign() * self.last.sign() < 0
+        self.last, self.pairs = gradients.clone(), self.pairs + 1
+
+    @property
+    def shares(self) -> torch.Tensor:
+        """The share of successive pairs whose signs differ, neither being 0; `ValueError` before there is a pair."""
+        if not self.pairs:
+            raise ValueError("gradients of 1 update: expected at least 2")
+        return self.differed.double() / self.pairs

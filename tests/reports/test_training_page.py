@@ -46,7 +46,7 @@ def trained(method, bits, seed=0, **changes):
     row = TrainingRow(
         cell=r.cell, code=r.code, env=r.env, updates=400, tokens=1_638_400, operations=36_000_000_000_000,
         loss_nats=1.9, ppl_control=CONTROL, excess_nats=excess, excess_se=0.005, moved=distance**2,
-        moved_control=0.0036 if method == "zeroqat" else 0.01, turning=turning, window=100,
+        moved_control=0.0036 if method == "zeroqat" else 0.01, turning=turning, disorder=0.4, window=100,
     )  # fmt: skip
     return r, row
 
@@ -165,7 +165,7 @@ def test_rows_are_what_the_store_holds(sections):
         assert float(found["perplexity"]) == pytest.approx(CONTROL * math.exp(excess), rel=1e-4)
         assert (found["updates"], found["tokens"], found["operations"]) == ("400", "1,638,400", "3.6e+13")
         assert float(found["moved"]) == pytest.approx(distance**2, rel=1e-3)
-        assert float(found["turning %"]) == pytest.approx(100 * turning)
+        assert float(found["turning %"]) == pytest.approx(100 * turning) and found["disorder %"] == "40"
         assert (found["root %"] == "") == (method == "bitnet") == (found["note"] == "trained from random weights")
     (gptq,) = [r for r in table if (r["method"], r["bits"]) == ("gptq", "2")]
     assert gptq["loss is over that of"] == "the original" and float(gptq["excess nats"]) == pytest.approx(0.8)

@@ -72,10 +72,12 @@ def test_a_trained_cell_is_measured_packed_and_read_back(llama, inputs, training
     assert row.tokens == 6 * 4 * tiny.CONTEXT and row.operations > 0
     assert math.isfinite(row.excess_nats) and row.excess_se >= 0
     if "weights" not in recipe:
-        assert row.excess_nats == 0 and row.moved is None and row.turning is None
+        assert row.excess_nats == 0 and row.moved is None and row.turning is None and row.disorder is None
         assert math.isclose(row.ppl_control, record.ppl, rel_tol=1e-12)
         return
     assert row.moved > 0 and row.moved_control > 0 and 0 <= row.turning <= 1
+    by_gradients = "learned='nothing'" not in recipe and "Perturbation" not in recipe
+    assert (row.disorder is not None) == by_gradients and 0 <= (row.disorder or 0) <= 1
     (again,) = run(str(tmp_path / "packed"), store=tmp_path / "other.db", jobs=1, base=str(llama),
                    evaluation=inputs["evaluation"])  # fmt: skip
     assert (again.ppl, again.bpw, again.model_bytes) == (record.ppl, record.bpw, record.model_bytes)
@@ -120,8 +122,9 @@ def test_a_killed_training_continues_bit_for_bit(llama, tokens, monkeypatch):
         learned_for(checkpoint, recipe, rows, seed=2, threads=1, report=kill)
     resumed = learned_for(checkpoint, recipe, rows, seed=2, threads=1)
     student = Student.of(checkpoint, recipe, 2)
-    losses, turning = student.train(rows.tensor(), 2, None, lambda step, loss_nats: None)
-    assert torch.equal(resumed.losses_nats, losses) and resumed.turning == turning
+    losses, unrest = student.train(rows.tensor(), 2, None, lambda step, loss_nats: None)
+    assert torch.equal(resumed.losses_nats, losses) and resumed.unrest == unrest
+    assert unrest.turning >= 0 and 0 <= unrest.disorder <= 1
     assert all(torch.equal(resumed.checkpoint.held[name], x) for name, x in student.weights().items())
     assert not torch.equal(whole.losses_nats, losses)  # another seed
 

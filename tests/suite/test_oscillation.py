@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from suite.adaptation.oscillation import Flips, sign_disorder
+from suite.adaptation.oscillation import Disorder, Flips
 
 
 def test_a_turn_is_a_change_against_the_one_before():
@@ -36,6 +36,11 @@ def test_a_loss_that_pulls_between_two_levels_makes_weights_oscillate():
 
 def test_disorder_is_the_share_of_pairs_of_other_signs():
     gradients = torch.tensor([[1.0, 1.0, 0.0], [-2.0, 3.0, 1.0], [1.0, 1.0, -1.0]])
-    assert sign_disorder(gradients).tolist() == [1.0, 0.0, 0.5]
-    with pytest.raises(ValueError, match="1 updates: expected at least 2"):
-        sign_disorder(gradients[:1])
+    followed = Disorder.of(gradients[0])
+    with pytest.raises(ValueError, match="1 update: expected at least 2"):
+        followed.shares  # noqa: B018
+    for later in gradients[1:]:
+        followed.see(later)
+    assert followed.shares.tolist() == [1.0, 0.0, 0.5]
+    with pytest.raises(ValueError, match=r"shape \(2,\): expected \(3,\)"):
+        followed.see(gradients[0, :2])
