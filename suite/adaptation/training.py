@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from suite.adaptation.paging import PagedStates
+
 Loss = Callable[[int], torch.Tensor]  # of a micro-batch, by its number: a scalar in nats
 
 
@@ -97,6 +99,7 @@ class AdamW:
     """Backpropagation, gradient clipping and AdamW (Loshchilov, Hutter 2019, arXiv:1711.05101).
 
     `decays` says which parameters weight decay is for, by name, and `pace` by what a parameter's rate is multiplied.
+    With `pages`, a directory, optimizer states are not resident (`suite.adaptation.paging`), which changes no number.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class AdamW:
         *,
         decays: Callable[[str, nn.Parameter], bool] = lambda name, parameter: parameter.ndim >= 2,
         pace: Callable[[str], float] = lambda name: 1.0,
+        pages: Path | None = None,
     ):
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -117,12 +121,17 @@ class AdamW:
         )  # fmt: skip
         self._parameters = [parameter for key in sorted(groups) for parameter in groups[key]]
         self._schedule = schedule
-        self.state_dict, self.load_state_dict = self._optimizer.state_dict, self._optimizer.load_state_dict
+        self._pages = None if pages is None else PagedStates(self._optimizer, pages)
+        stepping = self._pages or self._optimizer
+        self._step, self.state_dict = stepping.step, self._optimizer.state_dict
+        self.load_state_dict = stepping.load_state_dict
 
     @torch.enable_grad()
     def gradient(self, loss_of: Loss, parts: Sequence[int]) -> tuple[float, bool]:
         """Backpropagate through every micro-batch, and clip."""
         self._optimizer.zero_grad(set_to_none=True)
+        if self._pages is not None:
+            self._pages.leave()  # a checkpoint may have been written, which reads all of them
         loss_nats = 0.0
         for part in parts:
             with torch.autocast(self._parameters[0].device.type, torch.bfloat16, enabled=self._schedule.autocast):
@@ -136,7 +145,7 @@ class AdamW:
         """One step of AdamW."""
         for group in self._optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate * group["pace"], decay if group["decays"] else 0.0
-        self._optimizer.step()
+        self._step()
 
 
 def train(
@@ -183,7 +192,7 @@ def _resume(path: Path | None, model: nn.Module, update: Update) -> list[float]:
     """The losses of the updates that were made before, whose state is taken up."""
     if path is None or not path.exists():
         return []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, mmap=True)
     model.load_state_dict(state["model"])
     update.load_state_dict(state["update"])
     return list(state["losses"])
