@@ -9,6 +9,7 @@ from suite.grids import Integer, KMeansTable
 from suite.grids.exl2 import FittedExl2
 from suite.grids.grid import Fitted
 from suite.grids.scaled import FittedScaled
+from suite.grids.shifted import FittedShifted
 from suite.grids.steps import FittedSteps
 from suite.grids.two_sided import FittedTwoSided
 from suite.quantized import Quantized
@@ -46,6 +47,8 @@ def _alphabets(grid: Fitted, n_streams: int) -> list[int]:
 
 def _levels(fitted: Fitted, codes: torch.Tensor) -> list[float]:
     """What codes stand for in units of their scale, as far as that is the same in every group; else the codes."""
+    if isinstance(fitted, FittedShifted):
+        fitted = fitted.inner
     if isinstance(fitted, FittedScaled | FittedTwoSided) and not isinstance(fitted.grid.element, KMeansTable):
         levels = torch.tensor(fitted.element.levels, dtype=torch.float64)
         return (levels[codes.to(torch.int64)] + 0.0).tolist()  # the two zeros are one level

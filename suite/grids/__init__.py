@@ -20,6 +20,7 @@ from suite.grids.partly_binary import PartlyBinary
 from suite.grids.residual_binary import ResidualBinary
 from suite.grids.scaled import Scaled
 from suite.grids.scales import PowerOfTwo, RealScale, Unscaled
+from suite.grids.shifted import Shifted
 from suite.grids.sparse import Sparse
 from suite.grids.steps import Steps
 from suite.grids.trellis import Trellis
@@ -27,7 +28,7 @@ from suite.grids.two_sided import TwoSided
 
 GRIDS = (
     Integer, Scaled, Gguf, Sparse, Exl2, BFloat16, Steps, Codebooks, ResidualBinary, PartlyBinary, BellSplit, E8P,
-    Trellis, OutlierColumns, TwoSided,
+    Trellis, OutlierColumns, TwoSided, Shifted,
 )  # fmt: skip
 SCALES = (RealScale, LeastSquares, PowerOfTwo, TwoLevel, DoubleQuantized, Unscaled)
 # what a grid's fields are made of
@@ -56,6 +57,7 @@ __all__ = [
     "RealScale",
     "ResidualBinary",
     "Scaled",
+    "Shifted",
     "ShrinkSearch",
     "Sparse",
     "Steps",

@@ -91,22 +91,29 @@ class DoubleQuantized:
         """Codes "absmax_code" of the map, "absmax_absmax" of its blocks and the "offset"; and "absmax", not stored."""
         absmax = groups.largest.float()
         offset = absmax.mean().reshape(1, 1)
-        flat = (absmax - offset).reshape(-1)
+        code, outer = self.mapped(absmax - offset)
+        return {"absmax_absmax": outer, "offset": offset, "absmax_code": code, "absmax": groups.largest}
+
+    def mapped(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of the dynamic map for `values`, float32 of any shape, and the absmax (1, B) of every block of them."""
+        flat = values.reshape(-1)
         blocks = torch.nn.functional.pad(flat, (0, -len(flat) % self.block)).reshape(-1, self.block)
         outer = blocks.abs().amax(-1, keepdim=True)
         ratio = torch.where(outer == 0, 0.0, blocks * (1 / outer)).reshape(-1)[: len(flat)]
         ratio = ratio.clamp_(-1, 1)
         if self.lookup:
             ratio = ((ratio + 1) * 0.5 * 65535 + 0.5).floor_() * (2 / 65535) - 1
-        code = dynamic_map().encode(ratio).reshape(absmax.shape)
-        return {"absmax_absmax": outer.T, "offset": offset, "absmax_code": code, "absmax": groups.largest}
+        return dynamic_map().encode(ratio).reshape(values.shape), outer.T
+
+    def unmapped(self, code: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        """The values, float32, that codes of the dynamic map and the absmax (1, B) of their blocks stand for."""
+        levels = torch.tensor(dynamic_map().levels, dtype=torch.float32)
+        spread = outer.reshape(-1).repeat_interleave(self.block)[: code.numel()].reshape(code.shape)
+        return levels[code.to(torch.int64)] * spread
 
     def scale(self, stored: Stored) -> torch.Tensor:
         """The absmax as it is read back."""
-        code = stored["absmax_code"]
-        levels = torch.tensor(dynamic_map().levels, dtype=torch.float32)
-        outer = stored["absmax_absmax"].reshape(-1).repeat_interleave(self.block)[: code.numel()].reshape(code.shape)
-        return levels[code.to(torch.int64)] * outer + stored["offset"]
+        return self.unmapped(stored["absmax_code"], stored["absmax_absmax"]) + stored["offset"]
 
     def inverse(self, stored: Stored) -> torch.Tensor:
         """The reciprocals of what the codes are chosen by; of what is read back where nothing else is known."""

@@ -26,6 +26,7 @@ from suite.grids import (
     RealScale,
     ResidualBinary,
     Scaled,
+    Shifted,
     ShrinkSearch,
     Sparse,
     Steps,
@@ -87,7 +88,7 @@ UNSUPPORTED = (
     (Exl2(budget=4.0), "EXL2"),
     *((grid, "is fitted to weights")
       for grid in (E8P(), Trellis(), Codebooks(), OutlierColumns(share=0.1), ResidualBinary(orders=2), PartlyBinary(),
-                   BellSplit(), TwoSided())),
+                   BellSplit(), TwoSided(), Shifted())),
 )  # fmt: skip
 
 supported = pytest.mark.parametrize("grid", SUPPORTED, ids=str)

@@ -29,6 +29,7 @@ from suite.grids import (
     RealScale,
     ResidualBinary,
     Scaled,
+    Shifted,
     Sparse,
     Steps,
     Trellis,
@@ -129,6 +130,10 @@ PROMISES = [
     Promise(OutlierColumns(share=0.1, outliers=Codebooks(code_bits=9, length=2, axis=0),
                            rest=Codebooks(code_bits=3, length=2, axis=0))),
     Promise(TwoSided(group=16)), Promise(TwoSided(element="nf4", group="row", scale_bits=32), constant=2.0**-22),
+    # codes are chosen by shifts and scales before they are rounded, unless those that are stored come first; a constant
+    # is its shift alone, and the lowest level of the dynamic map is -0.993
+    Promise(Shifted(steps=3), slack=1, constant=0.0071),
+    Promise(Shifted(element="nf2", group=16, steps=3, scale=DoubleQuantized(stored_first=True)), constant=2.0**-20),
 ]  # fmt: skip
 
 few = settings(max_examples=12)  # of each promise of each grid
