@@ -33,6 +33,7 @@ from suite.grids import (
     RealScale,
     ResidualBinary,
     Scaled,
+    Shifted,
     Sparse,
     Steps,
     Trellis,
@@ -84,6 +85,7 @@ FIXED = {
     "powers of two": Scaled(element="e2m1", group=8, scale=PowerOfTwo()),
     "budgets": Exl2(budget=4.5, widths=(2, 4)),
     "entropy coded steps": Steps(bits=2.5),
+    "shifts for entropy": Shifted(element="nf2", group=16, steps=2),
 }
 grids = pytest.mark.parametrize("grid", TUNABLE.values(), ids=TUNABLE.keys())
 
