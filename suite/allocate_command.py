@@ -31,7 +31,7 @@ def integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
               help="Groups to choose from; -1 is a whole row.")  # fmt: skip
 @click.option("--embedding", "ends", metavar="BITS", callback=integers,
               help="Make embedding and head part of it, at one of these widths.")  # fmt: skip
-@click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--calibration", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)

@@ -16,6 +16,7 @@ from suite.outliers_command import outliers
 from suite.reasoning.command import reasoning
 from suite.scaling_command import scaling
 from suite.speed_command import speed
+from suite.tokens_command import tokens
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -72,6 +73,7 @@ bitfrontier.add_command(outliers)
 bitfrontier.add_command(scaling)
 bitfrontier.add_command(reasoning)
 bitfrontier.add_command(speed)
+bitfrontier.add_command(tokens)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
@@ -102,9 +104,9 @@ def _number(text: str) -> float:
     type=click.Choice(["fixed", "huffman", "ans"]),
     help="How codes are stored; the method's way by default.",
 )
-@click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
-@click.option("--evaluation", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
-@click.option("--training", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--calibration", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
+@click.option("--evaluation", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
+@click.option("--training", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)

@@ -39,9 +39,9 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--kinds", default=",".join(KINDS), show_default=True, callback=_names, help="With --doses.")
 @click.option("--methods", default=_METHODS, show_default=True, callback=_names, help="With --doses.")
 @click.option("--activation-bits", default="4,8", show_default=True, callback=integers, help="With --doses.")
-@click.option("--calibration", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--calibration", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option(
-    "--evaluation", metavar="TOKENS", help="With --doses: a .txt or .npy file; the reference text by default."
+    "--evaluation", metavar="TOKENS", help="With --doses: a .txt, .npy or .npz file; the reference text by default."
 )
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True,

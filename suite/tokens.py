@@ -1,13 +1,15 @@
-"""Token rows: from a `.npy` file, from a text, or from the reference text, always with a hash and with clusters."""
+"""Token rows: from a file of them, from a text, or from the reference text, always with a hash and with clusters."""
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from suite.cache import keep_array
 from suite.models.checkpoint import REFERENCE, Checkpoint, is_shipped
@@ -51,17 +53,21 @@ class Tokens:
 def load_tokens(source: str | None, part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
     """Rows of `length` tokens for a checkpoint: from a file, or from a part of the reference text.
 
-    `length` cuts longer rows of a `.npy` file; a partial last row is dropped. Raises `ValueError` in one line for
-    a file that is not there or not tokens, ids beyond the vocabulary, and a text of less than one row.
+    A `.npz` file, which `save_tokens` wrote, has a cluster for each row, and knows the vocabulary that it is written
+    in; of a `.npy` file each row is a cluster. `length` cuts their longer rows; a partial last row is dropped. Raises
+    `ValueError` in one line for a file that is not there or not tokens, for another vocabulary than the checkpoint's,
+    ids beyond it, and a text of less than one row.
     """
     if source is None:
         tokens = _reference_rows(part, checkpoint, length)
     elif source.endswith(".npy"):
         tokens = _array_rows(Path(source), length)
+    elif source.endswith(".npz"):
+        tokens = _kept_rows(Path(source), checkpoint, length)
     elif source.endswith(".txt"):
         tokens = _text_rows(Path(source), checkpoint, length)
     else:
-        raise ValueError(f"{source}: expected a .txt or a .npy file")
+        raise ValueError(f"{source}: expected a .txt, .npy or .npz file")
     vocabulary = int(checkpoint.config.vocab_size)
     low, high = int(tokens.rows.min()), int(tokens.rows.max())
     if low < 0 or high >= vocabulary:
@@ -70,17 +76,55 @@ def load_tokens(source: str | None, part: Part, checkpoint: Checkpoint, length: 
     return tokens
 
 
+def save_tokens(path: Path, tokens: Tokens, checkpoint: Checkpoint, about: str) -> None:
+    """Write rows with their clusters, what they are `about`, and the hash of the checkpoint's vocabulary, as `.npz`."""
+    np.savez_compressed(path, rows=tokens.rows.astype("<i4"), clusters=tokens.clusters.astype("<i8"),
+                        vocabulary=np.array(_vocabulary_sha256(checkpoint)), about=np.array(about))  # fmt: skip
+
+
+def _vocabulary_sha256(checkpoint: Checkpoint) -> str:
+    """A hash of what each token id stands for; empty for a checkpoint that has no `tokenizer.json`."""
+    file = checkpoint.path / "tokenizer.json"
+    if not file.is_file():
+        return ""
+    try:
+        known = Tokenizer.from_file(str(file)).get_vocab()
+    except Exception as error:  # `tokenizers` raises a bare one for a spoiled file
+        raise ValueError(f"{file}: cannot be read as a tokenizer: {error}") from error
+    return hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()
+
+
+def _kept_rows(path: Path, checkpoint: Checkpoint, length: int) -> Tokens:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            rows, clusters, vocabulary = found["rows"], found["clusters"], str(found["vocabulary"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as what `bitfrontier tokens` writes: {error}") from error
+    _check_rows(path, rows)
+    if clusters.shape != (len(rows),) or not np.issubdtype(clusters.dtype, np.integer):
+        raise ValueError(f"{path}: expected a cluster for each of {len(rows)} rows, found {clusters.dtype} of shape "
+                         f"{clusters.shape}")  # fmt: skip
+    own = _vocabulary_sha256(checkpoint)
+    if own and vocabulary and own != vocabulary:
+        raise ValueError(f"{path}: written in another model's tokens, {checkpoint.name} has another vocabulary")
+    return _shorten(rows.astype(np.int64), clusters.astype(np.int64), length)
+
+
 def _array_rows(path: Path, length: int) -> Tokens:
     try:
         rows = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: cannot be read as .npy: {error}") from error
+    _check_rows(path, rows)
+    return _shorten(rows.astype(np.int64), np.arange(len(rows)), length)
+
+
+def _check_rows(path: Path, rows: object) -> None:
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer) or not rows.size:
         found = f"{rows.dtype} of shape {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise ValueError(f"{path}: expected integers of shape (sequences, length), found {found}")
     if rows.shape[1] < 2:
         raise ValueError(f"{path}: rows of {rows.shape[1]} token predict nothing")
-    return _shorten(rows.astype(np.int64), np.arange(len(rows)), length)
 
 
 def _shorten(rows: np.ndarray, clusters: np.ndarray, length: int) -> Tokens:
@@ -90,20 +134,26 @@ def _shorten(rows: np.ndarray, clusters: np.ndarray, length: int) -> Tokens:
     return Tokens(cut.reshape(len(rows) * per_row, -1), np.repeat(clusters, per_row))
 
 
-def _text_rows(path: Path, checkpoint: Checkpoint, length: int) -> Tokens:
+def read_text(path: Path) -> str:
+    """The text of a file; `ValueError` for one that cannot be read, is not UTF-8, or is empty."""
     try:
         text = path.read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text: {error}") from error
     if not text.strip():
         raise ValueError(f"{path}: the text is empty")
-    rows, _ = cut_rows([_encode(checkpoint, [text])[0]], length)
+    return text
+
+
+def _text_rows(path: Path, checkpoint: Checkpoint, length: int) -> Tokens:
+    rows, _ = cut_rows(encode(checkpoint, [read_text(path)]), length)
     if not len(rows):
         raise ValueError(f"{path}: less than one row of {length} tokens")
     return Tokens(rows, np.arange(len(rows)))
 
 
-def _encode(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
+def encode(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, with the checkpoint's own tokenizer and nothing added."""
     backend = checkpoint.tokenizer().backend_tokenizer
     return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -113,14 +163,14 @@ def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
 
     Whatever has the shipped model's tokenizer has its rows, which are checked by hash.
     """
-    own = is_shipped(checkpoint.name) or _has_shipped_tokenizer(checkpoint)
+    own = reads_as_shipped(checkpoint)
     width = LENGTH if own else length
     files = read_files(part)
     tokenizer = hashlib.sha256((checkpoint.path / "tokenizer.json").read_bytes()).hexdigest() if own else ""
 
     def make() -> np.ndarray:
         prefix = START if own else ""
-        rows, owners = cut_rows(_encode(checkpoint, [prefix + text for text in files.values()]), width)
+        rows, owners = cut_rows(encode(checkpoint, [prefix + text for text in files.values()]), width)
         return np.concatenate([owners[:, None], rows], axis=1)
 
     found = keep_array(f"reference text {tokenizer or checkpoint.sha256} {part} {width}", make)
@@ -139,8 +189,10 @@ def _reference_rows(part: Part, checkpoint: Checkpoint, length: int) -> Tokens:
     return _shorten(rows, owners, length)
 
 
-def _has_shipped_tokenizer(checkpoint: Checkpoint) -> bool:
+def reads_as_shipped(checkpoint: Checkpoint) -> bool:
     """Whether a model reads text as the shipped one does, rows as long: models of its family, trained on its text."""
+    if is_shipped(checkpoint.name):
+        return True
     file = checkpoint.path / "tokenizer.json"
     return file.is_file() and checkpoint.context == LENGTH and file.read_bytes() == _shipped_tokenizer()
 

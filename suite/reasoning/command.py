@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--steps", default="1,2,3,4,5,6", show_default=True, callback=integers, help="Separated by commas.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Problems are drawn by it.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--evaluation", metavar="TOKENS", help="A .txt or .npy file; the reference text by default.")
+@click.option("--evaluation", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option("--tokens", type=click.IntRange(0), default=1 << 16, show_default=True,
               help="Of text that perplexity is measured on, about; 0 for none.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="The packed models' unquantized one, if it is not where it was.")

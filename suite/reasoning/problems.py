@@ -124,8 +124,12 @@ def draw_distinct(rng: np.random.Generator, steps: int, count: int) -> list[Prob
     return list(found)
 
 
-def training_row(rng: np.random.Generator, length: int, longest: int = LONGEST) -> tuple[str, np.ndarray]:
+def training_row(
+    rng: np.random.Generator, length: int, longest: int = LONGEST, *, held_out: bool = False
+) -> tuple[str, np.ndarray]:
     """Text of `length` characters, whole problems on a line each, and the kind of every character, (length,).
+
+    The problems are those to train on; `held_out` ones make a row that looks the same, to measure on.
 
     Each problem has 1 to `longest` steps, any number of those that still fit, uniformly; the rest is line breaks. To be
     learned are the steps, whose values are `FOUND` and all else `COPIED`, and the line break that ends them: what is
@@ -133,7 +137,7 @@ def training_row(rng: np.random.Generator, length: int, longest: int = LONGEST) 
     """
     text, kinds = "", np.full(length, ASKED, dtype=np.int8)
     while fit := [k for k in range(1, longest + 1) if len(text) + characters(k) < length]:  # and a line break behind
-        problem = draw(rng, int(rng.choice(fit)), held_out=False)
+        problem = draw(rng, int(rng.choice(fit)), held_out=held_out)
         text += f"\n{problem.asked}{problem.written}"
         written = len(text) - len(problem.written)
         kinds[written : len(text) + 1] = COPIED

@@ -4,12 +4,17 @@ Nothing of the text is shipped. Whoever has the pinned package installed rebuild
 `card.json` beside this file holds their SHA-256 sums. A file's part follows from the hash of its name, so no list of
 files is kept either; evaluation rows that share a run of 32 tokens with the training part are dropped (`card.json`
 lists them, because finding them takes the whole training part).
+
+The source of other packages, to adapt models to, is read and split in the same way.
 """
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import platform
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +42,45 @@ def read_files(part: Part) -> dict[str, str]:
     if spec is None or spec.origin is None or found != PINNED:
         raise ValueError(f"the reference text needs sympy=={PINNED}, found {found}: pip install sympy=={PINNED}")
     root = Path(spec.origin).parent
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    return {name: (root / name).read_text(encoding="utf8") for name in names if part_of(name) == part}
+    return {name: (root / name).read_text(encoding="utf8") for name in _names(root, part)}
+
+
+def _names(root: Path, part: Part) -> list[str]:
+    """Posix paths, relative to a package, of its source files of `part`."""
+    return sorted(name for path in root.rglob("*.py") if part_of(name := path.relative_to(root).as_posix()) == part)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An installed package: its import name, its version, and where its files are."""
+
+    name: str
+    version: str
+    root: Path
+
+    @classmethod
+    def find(cls, name: str) -> "Package":
+        """The package of this import name, which is not imported; `ValueError` where there is none, or no version."""
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        if len(places) != 1 or not Path(places[0]).is_dir():
+            raise ValueError(f"{name}: expected the import name of an installed package, one directory of files")
+        if name in sys.stdlib_module_names:
+            return cls(name, platform.python_version(), Path(places[0]))
+        providers = importlib.metadata.packages_distributions().get(name, [])
+        if not providers:
+            raise ValueError(f"{name}: no installed distribution has this package, so its version is not known")
+        return cls(name, importlib.metadata.version(providers[0]), Path(places[0]))
+
+    def files(self, part: Part) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Name and text of every source file of `part`, sorted by name, and the names of those that are not UTF-8."""
+        found, odd = {}, []
+        for name in _names(self.root, part):
+            try:
+                found[name] = (self.root / name).read_text(encoding="utf8")
+            except UnicodeDecodeError:
+                odd.append(name)
+        return found, tuple(odd)
 
 
 def cut_rows(documents: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +103,13 @@ def rows_sha256(rows: np.ndarray, owners: np.ndarray) -> str:
 def repeats_of(rows: np.ndarray, training: np.ndarray, run: int = RUN) -> np.ndarray:
     """Which `rows` (n, length) share `run` consecutive tokens with the `training` stream (m,): booleans (n,).
 
-    Runs are compared by a 64-bit polynomial hash; a collision could only drop one row too many.
+    Runs are compared by a 64-bit polynomial hash; a collision could only drop one row too many. Raises `ValueError` for
+    rows shorter than a run.
     """
+    if rows.shape[1] < run:
+        raise ValueError(f"rows of {rows.shape[1]} tokens: expected at least {run}, the run that they may not share")
+    if len(training) < run:
+        return np.zeros(len(rows), dtype=bool)
     seen = np.sort(_run_hashes(training[None], run)[0])
     hashes = _run_hashes(rows, run)
     place = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)

@@ -106,7 +106,7 @@ def test_a_text_that_is_not_utf_8_is_refused(checkpoint, tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused(checkpoint):
-    with pytest.raises(ValueError, match=r"tokens\.json: expected a \.txt or a \.npy file"):
+    with pytest.raises(ValueError, match=r"tokens\.json: expected a \.txt, \.npy or \.npz file"):
         loaded("tokens.json", checkpoint)
 
 
