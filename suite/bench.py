@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from suite.adaptation.quantization_aware import QuantizationAware
 from suite.cells import Cell, Pick
 from suite.environment import environment_key
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.packed import holds_packed
 from suite.readback import PackedModel, find_base
+from suite.recipe import trains
 from suite.tokens import Tokens, load_tokens
 
 
@@ -65,10 +65,10 @@ class Bench:
 
     def cell(self, pick: Pick) -> Cell:
         """The cell that a pick is on this bench."""
-        trains = isinstance(pick.recipe.adaptation, QuantizationAware)
+        taught = trains(pick.recipe)
         return Cell(model_sha256=self.checkpoint.sha256, recipe=str(pick.recipe), bits=pick.bits, seed=self.seed,
                     calibration_sha256=self.calibration.sha256, evaluation_sha256=self.evaluation.sha256,
-                    training_sha256=self.training.sha256 if trains else None,
+                    training_sha256=self.training.sha256 if taught else None,
                     length=self.evaluation.rows.shape[1])  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from suite.activations import Span, has_static_scale, quantize_activations
 from suite.adaptation.block_tuning import BlockTuning
+from suite.adaptation.low_rank import LowRank
 from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
@@ -32,10 +33,14 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What quantization-aware training learned beside weights: grids' parameters by layer and name, ranges by layer."""
+    """What training learned beside weights: grids' parameters by layer and name, ranges by layer.
+
+    Of a model whose quantized weights stayed as they were, adapters beside them, `layers` are all that was quantized.
+    """
 
     parameters: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
     ranges: Mapping[str, Span] = field(default_factory=dict)
+    layers: Mapping[str, Quantized] = field(default_factory=dict)
 
 
 NOTHING_TRAINED = Trained()
@@ -128,12 +133,15 @@ def quantize_block(
             name, module = architecture.full_name(i, layer), linear(block, layer)
             target = recipe.target_of(name)
             if target is not None:
-                generator = generator_for(seed, name)
-                frame = None
-                if recipe.incoherence is not None:
-                    frame = supported(recipe.incoherence.fit, tuple(module.weight.shape), generator)
-                learned = trained.parameters.get(name, {})
-                found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame, learned)
+                found = trained.layers.get(name)
+                if found is None:
+                    generator, learned = generator_for(seed, name), trained.parameters.get(name, {})
+                    frame = None
+                    if recipe.incoherence is not None:
+                        frame = supported(recipe.incoherence.fit, tuple(module.weight.shape), generator)
+                    side = recipe.adaptation if isinstance(recipe.adaptation, LowRank) else None
+                    found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame, learned,
+                                           side)  # fmt: skip
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
             if recipe.activations is not None:

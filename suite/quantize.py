@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from suite.activations import quantize_activations
-from suite.adaptation.quantization_aware import QuantizationAware
+from suite.adaptation.low_rank import LowRank
 from suite.adaptation.straight_through import tuned
 from suite.coding import Coding, Fixed
 from suite.grids import Integer, OutputSearch, ShrinkSearch
 from suite.grids.grid import Grid
 from suite.methods import METHODS, method_named
 from suite.quantized import Quantized
-from suite.recipe import Recipe, Target
+from suite.recipe import Recipe, Target, trains
 from suite.rounding import Qronos
+from suite.side_rounds import with_side
 from suite.statistics import LayerStatistics, quadratic, statistics_of
 from suite.transforms import Frame, Score
 
@@ -37,24 +38,31 @@ def quantize_layer(
     cross: torch.Tensor | None = None,
     frame: Frame | None = None,
     learned: Mapping[str, torch.Tensor] | None = None,
+    side: LowRank | None = None,
 ) -> Quantized:
     """Round `W` (out, in) as the target says, H (in, in) or None, for codes that `coding` stores.
 
     `cross` (in, in) is X^T X~ / n, of the unquantized model's inputs with those that H = X~^T X~ / n is of; only
     `Qronos` reads it, and takes X = X~ without it. `frame` are coordinates to round the matrix in. With `learned`
-    parameters the grid is not fitted: they are rounded to what is stored, and the weights then to nearest.
+    parameters the grid is not fitted: they are rounded to what is stored, and the weights then to nearest. What a
+    `side` branch leaves is what is rounded, as often as it has rounds.
     """
-    if frame is not None:
-        W = frame.into(W)
-        H, cross = (None if gram is None else frame.gram(gram) for gram in (H, cross))
     if learned:
         kept = Quantized(codes=torch.zeros(0), grid=tuned(target.grid.fit(W), learned)).as_stored().grid
         return Quantized(codes=kept.nearest(W), grid=kept, coding=coding)
-    if isinstance(target.rounding, Qronos):
-        rounded = target.rounding.round(W, target.grid, H, generator, cross)
-    else:
-        rounded = target.rounding.round(W, target.grid, H, generator)
-    return Quantized(codes=rounded.codes, grid=rounded.grid, coding=coding, frame=frame, fallbacks=rounded.fallbacks)
+    inner, outer = H, cross
+    if frame is not None:
+        inner, outer = (None if gram is None else frame.gram(gram) for gram in (H, cross))
+
+    def rounded(rest: torch.Tensor) -> Quantized:
+        rest = rest if frame is None else frame.into(rest)
+        if isinstance(target.rounding, Qronos):
+            found = target.rounding.round(rest, target.grid, inner, generator, outer)
+        else:
+            found = target.rounding.round(rest, target.grid, inner, generator)
+        return Quantized(codes=found.codes, grid=found.grid, coding=coding, frame=frame, fallbacks=found.fallbacks)
+
+    return with_side(W, rounded, side, H) if side is not None and side.rounds else rounded(W)
 
 
 def output_error(weights: dict[str, torch.Tensor], statistics: LayerStatistics, recipe: Recipe) -> Score:
@@ -135,8 +143,8 @@ def quantize_matrix(
         raise ValueError("the recipe does not quantize weights")
     if recipe.unsupported:
         raise ValueError(recipe.unsupported)
-    if isinstance(recipe.adaptation, QuantizationAware):
-        raise ValueError("quantization-aware training takes a whole model")
+    if trains(recipe):
+        raise ValueError("training takes a whole model")
     statistics, cross = None if X is None else statistics_of(X), None
     if Xq is not None:
         H, cross = _mismatched(X, Xq, H)
@@ -149,7 +157,8 @@ def quantize_matrix(
     generator, frame = generator_for(seed, "matrix"), None
     if recipe.incoherence is not None:
         frame = recipe.incoherence.fit((W.shape[0], W.shape[1]), generator)
-    result = quantize_layer(W, recipe.weights, H, generator, recipe.coding, cross, frame)
+    side = recipe.adaptation if isinstance(recipe.adaptation, LowRank) else None
+    result = quantize_layer(W, recipe.weights, H, generator, recipe.coding, cross, frame, side=side)
     return result if scale is None else replace(result, in_scale=scale)
 
 

@@ -14,6 +14,7 @@ from suite.coding import Ans, Coding, Fixed, entropy_bits
 from suite.grids.grid import Fitted, Tunable
 from suite.grids.stored import from_bits, to_bits
 from suite.recipe import Target, canonical, parse
+from suite.side import LowRankSide
 from suite.transforms import Frame
 
 _WIDE = 1 << 12  # codes; of more, tables cost more than they bring, and high and low bytes are coded apart
@@ -25,7 +26,8 @@ class Quantized:
 
     `coding` says how the codes are stored: at fixed width, in the grid's own layout, or entropy coded. `frame` are the
     coordinates that the matrix was rounded in, and `in_scale` (in,) is a channel scale that nothing before the layer
-    could absorb, stored in float16: both are charged, and undone by `dequantize`. `fallbacks` say what did not go as
+    could absorb, stored in float16: both are charged, and undone by `dequantize`. A `side` branch is added to what the
+    codes decode to, in the coordinates below the channel scale, and charged too. `fallbacks` say what did not go as
     asked.
     """
 
@@ -34,6 +36,7 @@ class Quantized:
     coding: Coding = field(default_factory=Fixed)
     frame: Frame | None = None
     in_scale: torch.Tensor | None = None
+    side: LowRankSide | None = None
     fallbacks: tuple[str, ...] = ()
 
     def dequantize(self) -> torch.Tensor:
@@ -41,6 +44,8 @@ class Quantized:
         Q = self.grid.decode32(self.codes)
         if self.frame is not None:
             Q = self.frame.as_stored().back(Q)
+        if self.side is not None:
+            Q = Q + self.side.product()
         return Q if self.in_scale is None else Q / self.in_scale.float()
 
     def tunable(self) -> dict[str, torch.Tensor]:
@@ -64,6 +69,7 @@ class Quantized:
         """The matrix (out, in) from parameters as they are, in their type, not rounded to what is stored."""
         Q = self.grid.decode(self.codes)
         Q = Q if self.frame is None else self.frame.back(Q)
+        Q = Q if self.side is None else Q + self.side.product(Q.dtype)
         return Q if self.in_scale is None else Q / self.in_scale.to(Q)
 
     def as_stored(self) -> "Quantized":
@@ -75,11 +81,12 @@ class Quantized:
     @property
     def _around_bits(self) -> int:
         scale = 0 if self.in_scale is None else 16 * self.in_scale.numel()
-        return scale + (0 if self.frame is None else self.frame.n_bits)
+        side = 0 if self.side is None else self.side.n_bits
+        return scale + side + (0 if self.frame is None else self.frame.n_bits)
 
     @property
     def n_bits(self) -> int:
-        """Exact bits of storage: codes, scales, zero points, masks, tables, group indices, signs, channel scales."""
+        """Exact bits of storage: codes, scales, zero points, masks, tables, indices, signs, channel scales, sides."""
         return self.grid.n_bits + self._around_bits if isinstance(self.coding, Fixed) else self.coded_bits
 
     @property
@@ -102,9 +109,10 @@ class Quantized:
         return tuple(map(Ans().encode, streams))
 
     def to_bytes(self) -> bytes:
-        """The payload of exactly ceil(n_bits / 8) bytes: what the grid writes, signs, channel scale, coded streams."""
+        """The payload of exactly ceil(n_bits / 8) bytes: the grid's, signs, channel scale, side, coded streams."""
         around = b"" if self.frame is None else self.frame.to_bytes()
         around += b"" if self.in_scale is None else to_bits(self.in_scale, 16).numpy().astype("<u2").tobytes()
+        around += b"" if self.side is None else self.side.to_bytes()
         if isinstance(self.coding, Fixed):
             return self.grid.to_bytes(self.codes) + around
         return b"".join([pack(self.grid.beside()), around, *self._streams])
@@ -112,7 +120,8 @@ class Quantized:
     def header(self) -> dict[str, Any]:
         """What the payload does not say and `from_bytes` needs: JSON values only."""
         framed = {"sign_bits": self.frame.bits} if self.frame is not None else {}
-        scaled = {"in_scale": True} if self.in_scale is not None else {}
+        scaled: dict[str, Any] = {"in_scale": True} if self.in_scale is not None else {}
+        scaled |= {"rank": self.side.rank} if self.side is not None else {}
         coded = {} if isinstance(self.coding, Fixed) else {
             "coding": canonical(self.coding), "streams": [len(stream) for stream in self._streams]}  # fmt: skip
         return {"grid": str(Target(self.grid.grid)), **self.grid.header(), **framed, **scaled, **coded}
@@ -125,7 +134,10 @@ class Quantized:
         coding = parse(f"Recipe(coding={header['coding']})").coding if "coding" in header else Fixed()
         *streams, payload = _from_the_end(payload, header.get("streams", []), "coded streams")
         n_out, n_in = header["shape"]
-        frame = in_scale = None
+        frame = in_scale = side = None
+        if rank := header.get("rank"):
+            branch, payload = _from_the_end(payload, [2 * rank * (n_out + n_in)], "side branch")
+            side = LowRankSide.from_bytes(branch, (n_out, n_in), rank)
         if header.get("in_scale"):
             scale, payload = _from_the_end(payload, [2 * n_in], "channel scales")
             in_scale = from_bits(torch.frombuffer(bytearray(scale), dtype=torch.int16), 16)
@@ -137,7 +149,7 @@ class Quantized:
         else:
             grid = target.grid.restore(unpack(payload, target.grid.beside_widths(header)), header)
             codes = grid.codes_of([torch.from_numpy(coding.decode(stream)) for stream in streams])
-        return cls(codes=codes, grid=grid, coding=coding, frame=frame, in_scale=in_scale)
+        return cls(codes=codes, grid=grid, coding=coding, frame=frame, in_scale=in_scale, side=side)
 
 
 def _under(prefix: str, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

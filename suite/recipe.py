@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from suite.activations import unsupported_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.adaptation.clipping import AsymmetricClip, unsupported_clipping
+from suite.adaptation.low_rank import Adapters, LowRank
 from suite.adaptation.quantization_aware import Gradient, Perturbation, QuantizationAware
 from suite.adaptation.training import Schedule
 from suite.coding import CODINGS, Coding, Exponents, Fixed
@@ -38,7 +39,7 @@ from suite.rounding import (
 from suite.transforms import TRANSFORMS, Incoherence, LearnedRotations, RotateKeys, Transform
 
 # what is learned, and what that is made of
-ADAPTATIONS = (BlockTuning, QuantizationAware, Schedule, Gradient, Perturbation, AsymmetricClip)
+ADAPTATIONS = (BlockTuning, QuantizationAware, Schedule, Gradient, Perturbation, AsymmetricClip, LowRank, Adapters)
 Rounding = (
     Nearest
     | Stochastic
@@ -126,7 +127,7 @@ class Recipe:
     activations: Target | None = None
     cache: CacheTarget | None = None
     inputs: Literal["original", "quantized"] = "original"
-    adaptation: BlockTuning | QuantizationAware | None = None
+    adaptation: BlockTuning | QuantizationAware | LowRank | None = None
     coding: Coding = field(default_factory=Fixed)
 
     def __str__(self) -> str:
@@ -193,6 +194,8 @@ class Recipe:
             reasons.append("a block is tuned to make up for the rounding of its weights, and none are rounded")
         if isinstance(self.adaptation, QuantizationAware):
             reasons.append(_training_unsupported(self))
+        if isinstance(self.adaptation, LowRank):
+            reasons.append(_side_unsupported(self, self.adaptation))
         return next(filter(None, reasons), None)
 
 
@@ -219,6 +222,27 @@ def _training_unsupported(recipe: Recipe) -> str | None:
             return f"trained weights are rounded to nearest, as in training, not by {canonical(target.rounding)}"
     outside = [pattern for pattern, _ in recipe.layers if pattern.startswith(("model.embed_tokens", "lm_head"))]
     return f"{outside[0]} is not fake quantized in training" if outside else None
+
+
+def _side_unsupported(recipe: Recipe, how: LowRank) -> str | None:
+    targets = [target for target in (recipe.weights, *(target for _, target in recipe.layers)) if target is not None]
+    if not targets:
+        return "a side branch is beside rounded weights, and none are rounded"
+    if how.schedule is not None and recipe.transforms:
+        return "a model is trained in its own coordinates: transforms have no part in training adapters"
+    if how.schedule is not None and recipe.activations is not None:
+        return "adapters are trained beside rounded weights alone: inputs are not rounded in their training"
+    for target in targets if how.pooled else ():
+        grid = target.grid
+        if not (isinstance(grid, Integer) and grid.convention == "real-zero" and isinstance(grid.group, int)):
+            return f"a pooled branch is merged into real zero points of groups, the grid is {canonical(grid)}"
+    return None
+
+
+def trains(recipe: Recipe) -> bool:
+    """Whether a whole model is trained as the recipe says."""
+    how = recipe.adaptation
+    return isinstance(how, QuantizationAware) or (isinstance(how, LowRank) and how.schedule is not None)
 
 
 def _coding_unsupported(coding: Coding, target: Target) -> str | None:

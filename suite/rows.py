@@ -280,9 +280,11 @@ class TrainingRow:
     `tokens` and `operations` (multiplications and additions of matrix products) of one training; `loss_nats` is the
     mean over the last tenth of the updates. `ppl_control` and `excess_nats`, the cell's loss over its control's, are on
     the evaluation tokens, the latter with the standard error of the paired difference. `moved` is |W' - W|^2 / |W|^2 of
-    the weights that are quantized, before they are rounded, and `moved_control` the control's. `turning` is the share
-    of codes that changed back against their last change within the last `window` updates, and `disorder` the share of
-    successive gradients of learned scales whose signs differ, in the mean over matrices.
+    the weights that are quantized, before they are rounded, and `moved_control` the control's; where weights stay and
+    adapters are trained beside them there is no `moved`. `rounding` is the same ratio of what is stored against what
+    was trained, where adapters are rounded to float16, or merged into zero points. `turning` is the share of codes that
+    changed back against their last change within the last `window` updates, and `disorder` the share of successive
+    gradients of learned scales whose signs differ, in the mean over matrices.
     """
 
     cell: str
@@ -297,6 +299,7 @@ class TrainingRow:
     excess_se: float
     moved: float | None
     moved_control: float | None
+    rounding: float | None
     turning: float | None
     disorder: float | None
     window: int

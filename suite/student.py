@@ -13,24 +13,24 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint as checkpoint_of
 from transformers import AutoModelForCausalLM
 
 from suite.adaptation.clipping import clipped
-from suite.adaptation.distillation import cakld, confidence_of, forward_kl, hidden_error, reverse_kl
 from suite.adaptation.oscillation import Disorder, Flips
-from suite.adaptation.quantization_aware import FakeInputs, FakeQuantize, QuantizationAware
+from suite.adaptation.quantization_aware import Adapter, FakeInputs, FakeQuantize, QuantizationAware
 from suite.adaptation.training import AdamW, Loss, Update, train
 from suite.adaptation.zeroth_order import ZerothOrder
 from suite.calibration import Calibration
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
+from suite.objective import objective
 from suite.outside import supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe
 
 KEPT = 100  # updates between checkpoints
 FOLLOWED = 1 << 14  # codes of a matrix whose oscillation is followed
-CONFIDENCE_BATCHES = 8  # micro-batches that the teacher's confidence is averaged over
 Report = Callable[[int, float], None]
 
 
@@ -83,6 +83,9 @@ class Student:
         entered: dict[str, FakeInputs] = {}
         for name in (names.full_name(i, layer) for i in range(checkpoint.n_blocks) for layer in names.layers):
             module, target = linear(model, name), recipe.target_of(name)
+            if how.adapters is not None:
+                adapter = Adapter(module.weight, how.adapters, generator_for(seed, f"{name}/adapter"))
+                parametrize.register_parametrization(module, "weight", adapter)
             if target is not None:
                 weighed[name] = supported(partial(FakeQuantize, module.weight, target.grid, how))
                 with torch.no_grad():
@@ -91,6 +94,8 @@ class Student:
                 entered[name] = supported(partial(FakeInputs, recipe.activations.grid))
                 module.add_module("inputs", entered[name])
                 module.register_forward_pre_hook(entered[name])
+        if how.adapters is not None:
+            _freeze(model)
         update: Update
         if how.perturbation is None:
             update = AdamW(model, how.schedule, decays=_decays)
@@ -152,26 +157,7 @@ class Student:
 
     def loss(self, rows: torch.Tensor, seed: int) -> Loss:
         """The loss of a micro-batch of `rows` (n, length), by its number."""
-        how = how_of(self.recipe)
-        batch = partial(batch_of, rows, rows_per_batch=how.rows, seed=seed)
-        if self.teacher is None:
-            return lambda part: next_token_loss(self.model, batch(part))
-        teacher, confidence = self.teacher, 0.0
-        if how.loss == "cakld":
-            with torch.no_grad():
-                seen = [batch(part) for part in range(CONFIDENCE_BATCHES)]
-                found = [confidence_of(read(teacher, part)[1][:, :-1], part[:, 1:]) for part in seen]
-            confidence = sum(found) / len(found)
-
-        def loss_of(part: int) -> torch.Tensor:
-            tokens = batch(part)
-            with torch.no_grad():
-                aim, theirs = read(teacher, tokens)
-            hidden, ours = read(self.model, tokens)
-            loss = _loss(how.loss, confidence, ours[:, :-1], theirs[:, :-1], tokens[:, 1:])
-            return loss + how.hidden * hidden_error(hidden, aim) if how.hidden else loss
-
-        return loss_of
+        return objective(self.model, self.teacher, how_of(self.recipe), rows, seed)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights by the tensor's name, unrounded, in the type that they were trained in."""
@@ -179,7 +165,7 @@ class Student:
         for name in self.checkpoint.skeleton.state_dict():
             owner, _, own = name.rpartition(".")
             module = self.model.get_submodule(owner)
-            if owner in self.weighed and own == "weight":
+            if own == "weight" and parametrize.is_parametrized(module, own):
                 x = latent(module)
             else:
                 x = getattr(module, own)
@@ -222,40 +208,29 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and ".learned." not in name and not name.endswith(("inputs.step", "inputs.zero"))
 
 
-def _loss(
-    kind: str, confidence: float, ours: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    if kind == "tokens":
-        return nn.functional.cross_entropy(ours.flatten(0, 1), targets.flatten())
-    if kind == "cakld":
-        return cakld(ours, theirs, confidence)
-    return (forward_kl if kind == "forward-kl" else reverse_kl)(ours, theirs)
-
-
 def latent(module: nn.Module) -> torch.Tensor:
-    """The weights of a layer that is read quantized, as they are trained."""
-    found: torch.Tensor = cast(Any, module).parametrizations.weight.original
+    """The weights of a layer that is read quantized, as they are trained: before they are rounded."""
+    parts = cast(Any, module).parametrizations.weight
+    found: torch.Tensor = parts.original
+    for part in parts:
+        found = part(found) if isinstance(part, Adapter) else found
     return found
 
 
-def next_token_loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean negative log-likelihood in nats of all tokens of `tokens` (rows, length) but the first."""
-    _, logits = read(model, tokens)
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+def _adapts(name: str) -> bool:
+    return ".learned." in name or name.endswith((".A", ".B", "inputs.step", "inputs.zero"))
 
 
-def read(model: nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last hidden states behind the norm (rows, length, hidden), and logits (rows, length, vocabulary)."""
-    hidden = model.get_submodule("model")(input_ids=tokens, use_cache=False).last_hidden_state
-    return hidden, model.get_submodule("lm_head")(hidden)
+def _freeze(model: nn.Module) -> None:
+    """Leave only adapters and what is learned of grids to be trained, and keep nothing of large weights for backward.
 
-
-def batch_of(rows: torch.Tensor, part: int, *, rows_per_batch: int, seed: int) -> torch.Tensor:
-    """Micro-batch number `part` of rows (n, length): every row once in an epoch, in an order drawn for it."""
-    size = min(rows_per_batch, len(rows))
-    epoch, index = divmod(part, len(rows) // size)
-    order = torch.randperm(len(rows), generator=generator_for(seed, f"epoch {epoch}"))
-    return rows[order[index * size : (index + 1) * size]]
+    What makes a layer's weights is computed once more when gradients need it.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_adapts(name))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
+            module.forward = partial(checkpoint_of, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def whole_model(checkpoint: Checkpoint, seed: int | None = None) -> nn.Module:

@@ -17,12 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from suite.adaptation.block_tuning import BlockTuning
-from suite.adaptation.quantization_aware import QuantizationAware
 from suite.bench import Bench, Setting, open_bench
 from suite.engine import Plan
 from suite.methods import Method
 from suite.processes import Step
-from suite.recipe import Recipe, canonical, parse
+from suite.recipe import Recipe, canonical, parse, trains
 from suite.store import Record, Store, holds_store
 
 
@@ -263,7 +262,7 @@ def _operations(plan: Plan, seed: int, recipe: Recipe) -> float:
         passes += 3 * recipe.adaptation.epochs * sites
     calibrating = passes * bench.calibration.rows.size if isinstance(bench, Bench) else 0
     tokens = bench.evaluation.rows.size + calibrating
-    if isinstance(recipe.adaptation, QuantizationAware) and isinstance(bench, Bench):
+    if trains(recipe) and isinstance(bench, Bench):
         how = recipe.adaptation.schedule  # forth and, for two forward passes' worth, back; and its control
         tokens += 2 * 3 * how.steps * how.accumulate * recipe.adaptation.rows * bench.evaluation.rows.shape[1]
     return 2 * 2.0 * parameters * tokens

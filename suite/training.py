@@ -5,11 +5,13 @@ same schedule and loss: a schedule that warms up again moves perplexity by sever
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
-from suite.adaptation.quantization_aware import QuantizationAware
+from suite.adaptation.low_rank import LowRank
+from suite.adapting import adapted_for
 from suite.bench import Bench
 from suite.calibration import last_hidden
 from suite.evaluation import Comparison, Ended, clustered_se, compare
@@ -17,7 +19,7 @@ from suite.learning import Learned, control_of, learned_for
 from suite.models.architecture import weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.processes import Step, tell
-from suite.recipe import Recipe
+from suite.recipe import Recipe, trains
 from suite.store import Record, TrainingRow
 
 
@@ -26,13 +28,17 @@ def trained_for(bench: Bench, recipe: Recipe, name: str) -> Learned | None:
 
     Progress is told under `name`.
     """
-    if not isinstance(recipe.adaptation, QuantizationAware):
+    if not trains(recipe):
         return None
-    steps = recipe.adaptation.schedule.steps
+    how: Any = recipe.adaptation
+    steps = how.schedule.steps
 
     def report(step: int, loss_nats: float) -> None:
         tell(Step(name, step, steps, loss_nats))
 
+    if isinstance(how, LowRank):
+        return adapted_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads,
+                           calibration=bench.calibration, report=report)  # fmt: skip
     return learned_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads,
                        calibration=bench.calibration, report=report)  # fmt: skip
 
@@ -47,7 +53,7 @@ def against_control(
     tokens = bench.evaluation.tensor()
     hidden = torch.from_numpy(last_hidden(control.checkpoint, bench.evaluation, bench.setting.threads))
     nll = compare(Ended(control.checkpoint, hidden), None, tokens).nll
-    losses = trained.losses_nats
+    losses, frozen = trained.losses_nats, isinstance(recipe.adaptation, LowRank)
     layers = [name for name in _layers(bench.checkpoint) if recipe.target_of(name) is not None]
     return TrainingRow(
         cell=record.cell, code=record.code, env=record.env,
@@ -55,8 +61,8 @@ def against_control(
         loss_nats=float(losses[-max(1, len(losses) // 10):].mean()),
         ppl_control=float(np.exp(nll.mean())), excess_nats=float((compared.nll - nll).mean()),
         excess_se=clustered_se(compared.nll - nll, bench.evaluation.clusters),
-        moved=_moved(bench.checkpoint, trained.checkpoint, layers),
-        moved_control=_moved(bench.checkpoint, control.checkpoint, layers),
+        moved=None if frozen else _moved(bench.checkpoint, trained.checkpoint, layers),
+        moved_control=_moved(bench.checkpoint, control.checkpoint, layers), rounding=trained.rounding,
         turning=_number(trained.unrest.turning), disorder=_number(trained.unrest.disorder),
         window=trained.unrest.window,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import nn
 
 from suite.activations import has_static_scale, quantize_activations
 from suite.adaptation.clipping import AsymmetricClip
+from suite.adaptation.low_rank import Adapters, begun
 from suite.adaptation.straight_through import fake_quantized, straight_through, tuned, within
 from suite.adaptation.training import Schedule
 from suite.grids.grid import Fitted, Grid, Tunable
@@ -61,6 +62,7 @@ class QuantizationAware:
 
     `learned` "scales" makes parameters of the grid's scales (and real zero points), which begin at the grid's own
     `start` "range", at 2 mean|w| / sqrt(Q) ("lsq"), or at max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b - 1) ("lsq+");
+    "symmetric" has levels around 0 as wide as the larger end asks for, where zero points are real (L4Q);
     "nothing" fits the grid anew to what the weights have become, at every update. Gradients of scales are divided by
     sqrt(N Q), with N weights of the matrix and Q the largest positive code, as LSQ has it.
 
@@ -68,13 +70,15 @@ class QuantizationAware:
     "forward-kl" and "reverse-kl", or "cakld" between them; to it is added `hidden` times the relative squared error of
     the last hidden states. `scratch` begins with random weights instead of the model's, and `sub_norm` then has a norm
     before every layer that writes to the residual stream (SubLN, as in BitNet). With `clipping` weights are clamped
-    once, before training; those of the unquantized model that takes part are not.
+    once, before training; those of the unquantized model that takes part are not. With `adapters` a layer is W + s B A,
+    which is rounded as a whole, and of the model only A, B and what is learned of grids move (L4Q); without a target
+    that is LoRA.
     """
 
     schedule: Schedule
     rows: int = 16
     learned: Literal["scales", "nothing"] = "scales"
-    start: Literal["range", "lsq", "lsq+"] = "range"
+    start: Literal["range", "lsq", "lsq+", "symmetric"] = "range"
     gradient: Gradient = field(default_factory=Gradient)
     loss: Literal["tokens", "forward-kl", "reverse-kl", "cakld"] = "tokens"
     hidden: float = 0.0
@@ -82,6 +86,7 @@ class QuantizationAware:
     scratch: bool = False
     sub_norm: bool = False
     clipping: AsymmetricClip | None = None
+    adapters: Adapters | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -92,6 +97,8 @@ class QuantizationAware:
             raise ValueError("from scratch there is no model to learn from: the loss is of the next tokens")
         if self.scratch and self.clipping is not None:
             raise ValueError("random weights are not clipped: clipping is for a model that is there")
+        if self.scratch and self.adapters is not None:
+            raise ValueError("random weights have nothing to adapt: adapters are for a model that is there")
         if self.sub_norm and not self.scratch:
             raise ValueError("a norm more is another function: sub_norm is for training from scratch")
 
@@ -134,6 +141,19 @@ class FakeQuantize(nn.Module):
         fitted, how = self.fitted(W), self.how.gradient
         inside = within(W, fitted, how.beyond) if how.range == "clipped" and torch.is_grad_enabled() else None
         return fake_quantized(W, fitted, inside, constant=how.constant, overshoot=how.overshoot)
+
+
+class Adapter(nn.Module):
+    """A parametrization: weights W (out, in) as W + s B A, with A (rank, in) and B (out, rank) to be learned."""
+
+    def __init__(self, W: torch.Tensor, how: Adapters, generator: torch.Generator):
+        super().__init__()
+        A, B = begun(W.shape[0], W.shape[1], how.rank, generator)
+        self.A, self.B, self.scale = nn.Parameter(A.to(W)), nn.Parameter(B.to(W)), how.scale
+
+    def forward(self, W: torch.Tensor) -> torch.Tensor:
+        """The adapted weights."""
+        return torch.addmm(W, self.B, self.A, alpha=self.scale)
 
 
 class FakeInputs(nn.Module):
@@ -209,6 +229,8 @@ def started(fitted: Fitted, W: torch.Tensor, start: str) -> dict[str, torch.Tens
         raise ValueError(f"{type(fitted.grid).__name__} has no real parameters to learn: expected learned='nothing'")
     if start == "range":
         return values
+    if start == "symmetric":
+        return _symmetric(fitted, W)
     if not isinstance(fitted, FittedInteger | FittedScaled) or "scale" not in values:
         raise ValueError(f"{type(fitted.grid).__name__} begins at its own range, not as in {start}")
     groups = fitted.layout.grouped(W, math.nan)
@@ -219,6 +241,15 @@ def started(fitted: Fitted, W: torch.Tensor, start: str) -> dict[str, torch.Tens
         spread = 3 * ((groups - mean[..., None]).square().nansum(-1) / count).sqrt()
         scale = torch.maximum((mean - spread).abs(), (mean + spread).abs()) / 2 ** (math.log2(fitted.n_codes) - 1)
     return values | {"scale": torch.where(values["scale"] < 0, -scale, scale).to(values["scale"])}
+
+
+def _symmetric(fitted: Fitted, W: torch.Tensor) -> dict[str, torch.Tensor]:
+    if not (isinstance(fitted, FittedInteger) and fitted.grid.convention == "real-zero" and fitted.zero is not None):
+        raise ValueError(f"{fitted.grid}: levels around 0 that can move are of integers with real zero points")
+    half = fitted.n_codes // 2
+    groups = fitted.layout.grouped(W, 0.0)
+    scale = torch.maximum(groups.amin(-1) / -half, groups.amax(-1) / max(1, half - 1))
+    return {"scale": torch.where(scale > 0, scale, fitted.scale), "zero": torch.full_like(fitted.zero, half)}
 
 
 def largest_code(fitted: Fitted) -> int:

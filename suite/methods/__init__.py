@@ -22,7 +22,10 @@ from suite.methods.hqq import HQQ
 from suite.methods.k_quants import Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
 from suite.methods.kivi import KIVI
 from suite.methods.kvquant import KVQUANT
+from suite.methods.l4q import L4Q
 from suite.methods.lloyd_max import K_MEANS, LLOYD_MAX
+from suite.methods.loftq import LOFTQ
+from suite.methods.low_rank import LOW_RANK, LOW_RANK_GPTQ, LOW_RANK_H
 from suite.methods.lsq import LSQ
 from suite.methods.method import Method
 from suite.methods.microscaling import MXFP4, MXFP6, MXFP6_E3M2, MXFP8, MXFP8_E5M2, MXINT8
@@ -30,6 +33,8 @@ from suite.methods.nf4 import NF2, NF4
 from suite.methods.nvfp4 import NVFP4
 from suite.methods.paretoq import PARETOQ
 from suite.methods.pb_llm import PB_LLM
+from suite.methods.qa_lora import QA_LORA
+from suite.methods.qlora import QLORA
 from suite.methods.qronos import QRONOS
 from suite.methods.qtip import QTIP
 from suite.methods.quarot import QUAROT
@@ -58,6 +63,8 @@ METHODS: tuple[Method, ...] = (
     QRONOS, QUAROT, SPINQUANT, EXPANSION, DUQUANT,
     # quantization-aware training
     LSQ, PARETOQ, BITNET, BITNET_TUNED, BITDISTILLER, ZEROQAT,
+    # low-rank branches, adapters
+    LOW_RANK, LOW_RANK_H, LOW_RANK_GPTQ, QLORA, LOFTQ, QA_LORA, L4Q,
     # caches
     KIVI, KVQUANT,
     # entropy coded

@@ -44,7 +44,7 @@ def row(hidden, level, method, bits, **changes):
 def training(of, excess):
     return TrainingRow(cell=of.cell, code=of.code, env=of.env, updates=9, tokens=9, operations=9, loss_nats=3.0,
                        ppl_control=20.0, excess_nats=excess, excess_se=0.004, moved=None, moved_control=None,
-                       turning=None, disorder=None, window=0)  # fmt: skip
+                       rounding=None, turning=None, disorder=None, window=0)  # fmt: skip
 
 
 ROWS = [row(h, level, m, b) for h in (64, 128, 256, 384) for level in (0.1, 0.25) for m, b in METHODS]

@@ -46,7 +46,7 @@ def trained(method, bits, seed=0, **changes):
     row = TrainingRow(
         cell=r.cell, code=r.code, env=r.env, updates=400, tokens=1_638_400, operations=36_000_000_000_000,
         loss_nats=1.9, ppl_control=CONTROL, excess_nats=excess, excess_se=0.005, moved=distance**2,
-        moved_control=0.0036 if method == "zeroqat" else 0.01, turning=turning, disorder=0.4, window=100,
+        moved_control=0.0036 if method == "zeroqat" else 0.01, rounding=None, turning=turning, disorder=0.4, window=100,
     )  # fmt: skip
     return r, row
 

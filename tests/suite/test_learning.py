@@ -13,10 +13,11 @@ from suite.adaptation.training import DivergedError
 from suite.learning import control_of, learned_for
 from suite.methods import METHODS
 from suite.models.checkpoint import load_model
+from suite.objective import batch_of, read
 from suite.outside import UnsupportedError
 from suite.recipe import parse
 from suite.store import Store
-from suite.student import Student, batch_of, whole_model
+from suite.student import Student, whole_model
 from suite.sub_norms import with_sub_norms
 
 W3 = "weights=Target(Integer(bits=3, group='row', convention='full-range'))"
@@ -152,7 +153,7 @@ def test_the_whole_model_is_the_checkpoint(llama, name):
     checkpoint = load_model(str(llama) + name)
     rows = torch.randint(0, tiny.VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, logits = students.read(whole_model(checkpoint), rows)
+        _, logits = read(whole_model(checkpoint), rows)
     assert torch.allclose(logits, tiny.logits_of(checkpoint, rows), atol=1e-4)
 
 
