@@ -27,16 +27,18 @@ FAMILIES = {
     "below three bits": ("quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm", "residual-binary"),
     "coordinates": ("qronos", "quarot", "spinquant", "expansion", "duquant"),
     "trained": ("lsq", "paretoq", "bitnet", "bitnet-tuned", "bitdistiller", "zeroqat"),
+    "adapters": ("low-rank", "low-rank-h", "low-rank-gptq", "qlora", "loftq", "qa-lora", "ir-qlora", "l4q"),
     "caches": ("kivi", "kvquant"),
 }
 # Whose `nmse` is what they minimize; the others trade it for `hnmse`.
 DATA_FREE = (
     "hqq", "rtn", "magnitude-24", "dfloat11", "ecf8", "entrollm", "ecsq",
-    "residual-binary", *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
+    "residual-binary", "low-rank",
+    *FAMILIES["floating point"], *FAMILIES["microscaling"], *FAMILIES["tables"], *FAMILIES["GGUF"],
 )  # fmt: skip
 FEEDBACK = (
     "gptq", "gptq-stochastic", "qronos", "quarot", "spinquant", "expansion", "sparsegpt-24", "exl2", "cerwu",
-    "watersic", "quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm",
+    "watersic", "quip-sharp", "qtip", "aqlm", "vptq", "pb-llm", "billm", "low-rank-gptq",
 )  # fmt: skip
 LOW_BITS = 3.5  # true bits up to which the regime below three bits is drawn: what is kept beside codes comes on top
 KL_LIMIT_NATS = 0.05  # what the verdict calls close to the unquantized model

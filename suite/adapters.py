@@ -51,8 +51,9 @@ class Branch(nn.Module):
     """s B A x, in place of a weight: inputs (.., in) to outputs (.., out).
 
     `pool` (in, groups) takes inputs to the means of groups. An elastic branch has two more paths, whose factors begin
-    at 0: inputs in `rank` runs, averaged, are added to A x, and each number of the sum to a run of outputs (Qin et al. 2024,
-    "Accurate LoRA-Finetuning Quantization of LLMs via Information Retention", arXiv:2402.05445, section 3.3).
+    at 0: inputs in `rank` runs, averaged, are added to A x, and each number of the sum to a run of outputs (Qin, Ma,
+    Zheng, Li, Zhang, Liu, Luo, Liu, Magno 2024, "Accurate LoRA-Finetuning Quantization of LLMs via Information
+    Retention", arXiv:2402.05445, section 3.3).
     """
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float, pool: torch.Tensor | None, elastic: bool):

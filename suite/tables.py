@@ -263,6 +263,8 @@ def _operations(plan: Plan, seed: int, recipe: Recipe) -> float:
     calibrating = passes * bench.calibration.rows.size if isinstance(bench, Bench) else 0
     tokens = bench.evaluation.rows.size + calibrating
     if trains(recipe) and isinstance(bench, Bench):
-        how = recipe.adaptation.schedule  # forth and, for two forward passes' worth, back; and its control
-        tokens += 2 * 3 * how.steps * how.accumulate * recipe.adaptation.rows * bench.evaluation.rows.shape[1]
+        how: Any = recipe.adaptation
+        updates = how.schedule.steps * how.schedule.accumulate
+        # forth and, for two forward passes' worth, back; and its control
+        tokens += 2 * 3 * updates * how.rows * bench.evaluation.rows.shape[1]
     return 2 * 2.0 * parameters * tokens

@@ -19,6 +19,7 @@ from suite.methods.expansion import EXPANSION
 from suite.methods.floats import FP4, FP6, FP6_E2M3, FP8, FP8_E5M2
 from suite.methods.gptq import GPTQ, GPTQ_STOCHASTIC
 from suite.methods.hqq import HQQ
+from suite.methods.ir_qlora import IR_QLORA
 from suite.methods.k_quants import Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0
 from suite.methods.kivi import KIVI
 from suite.methods.kvquant import KVQUANT
@@ -64,7 +65,7 @@ METHODS: tuple[Method, ...] = (
     # quantization-aware training
     LSQ, PARETOQ, BITNET, BITNET_TUNED, BITDISTILLER, ZEROQAT,
     # low-rank branches, adapters
-    LOW_RANK, LOW_RANK_H, LOW_RANK_GPTQ, QLORA, LOFTQ, QA_LORA, L4Q,
+    LOW_RANK, LOW_RANK_H, LOW_RANK_GPTQ, QLORA, LOFTQ, QA_LORA, IR_QLORA, L4Q,
     # caches
     KIVI, KVQUANT,
     # entropy coded

@@ -46,7 +46,7 @@ RECIPES = {
     "control": f"Recipe(adaptation=QuantizationAware({SHORT}, learned='nothing', adapters=Adapters(rank=2)))",
 }  # fmt: skip
 matrices = st.tuples(st.integers(1, 24), st.integers(1, 40), st.integers(0, 1 << 20))
-TRAINED = ("qlora", "loftq", "qa-lora", "l4q")
+TRAINED = ("qlora", "loftq", "qa-lora", "ir-qlora", "l4q")
 
 
 @pytest.fixture(scope="module")
