@@ -18,7 +18,7 @@ class PackedLinear(nn.Module):
     """y = x W^T + bias from packed weights, in place of `nn.Linear`.
 
     What a matrix was rounded in besides its own coordinates is done to inputs and outputs as they pass: a channel
-    scale, and signs and Hadamard matrices on both sides (`Frame`), in float32.
+    scale, and signs and Hadamard matrices on both sides (`Frame`), in float32; so is the product with a side branch.
     """
 
     def __init__(self, found: Quantized, bias: torch.Tensor | None, prepare: Prepare, device: torch.device):
@@ -28,12 +28,15 @@ class PackedLinear(nn.Module):
         self.by_rows = prepare(core_of(found))
         self._frame = None if found.frame is None else _on(found.frame.as_stored(), device)
         self._in_scale = None if found.in_scale is None else found.in_scale.float().to(device)
-        self._dressed = any(part is not None for part in (bias, self._frame, self._in_scale))
+        side = found.side
+        self._side = None if side is None else (side.A.float().to(device), side.B.float().to(device))
+        self._dressed = any(part is not None for part in (bias, self._frame, self._in_scale, self._side))
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that one token's product reads: packed weights and bias."""
-        return self.by_rows.at(1).n_bytes + (0 if self.bias is None else self.bias.nbytes)
+        """Bytes that one token's product reads: packed weights, side branch and bias."""
+        beside = (*(self._side or ()), *(() if self.bias is None else (self.bias,)))
+        return self.by_rows.at(1).n_bytes + sum(part.nbytes for part in beside)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs (.., in) to outputs (.., out), of their type."""
@@ -43,20 +46,17 @@ class PackedLinear(nn.Module):
 
     def _around(self, x: torch.Tensor) -> torch.Tensor:
         """The product with all that stands around it: inputs (rows, in) to outputs (rows, out)."""
-        rows = x if self._in_scale is None and self._frame is None else self._into(x.float()).to(x.dtype)
-        y = self.by_rows.at(len(rows))(rows)
+        scaled = x if self._in_scale is None else x.float() / self._in_scale
+        rows = scaled if self._frame is None else hadamard_transform(scaled.float() * self._frame.columns)
+        y = self.by_rows.at(len(rows))(rows.to(x.dtype))
         if self._frame is not None:
             y = _out_of(self._frame, y.float())
+        if self._side is not None:
+            A, B = self._side
+            y = y + (scaled.float() @ A.T) @ B.T
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype)
-
-    def _into(self, rows: torch.Tensor) -> torch.Tensor:
-        if self._in_scale is not None:
-            rows = rows / self._in_scale
-        if self._frame is not None:
-            rows = hadamard_transform(rows * self._frame.columns)
-        return rows
 
     def extra_repr(self) -> str:
         """Sizes and products."""

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from suite.methods import METHODS
 from suite.models.checkpoint import load_model
 from suite.quantized import Quantized
 from suite.readback import PackedModel
-from suite.recipe import Recipe, Target
+from suite.recipe import Recipe, Target, parse
 from suite.runtime import (
     PRODUCTS,
     ByRows,
@@ -169,6 +170,17 @@ def test_bias_frame_and_channel_scale_pass_through():
         found = quantize_matrix(W, method=method, bits=bits, X=X)
         layer = PackedLinear(found, bias, Chooser("dequantize").prepare, CPU)
         torch.testing.assert_close(layer(X[None]), X[None] @ found.dequantize().T + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transforms", ["()", "(Incoherence(),)", "(SmoothScale(),)", "(SmoothScale(), Incoherence())"])
+def test_a_side_branch_passes_beside_all_that_is_around_the_product(transforms):
+    W, X, bias = draw(64, 128), draw(40, 128, seed=1), draw(64, seed=2)
+    text = f"Recipe(transforms={transforms}, weights=Target(Integer(bits=3)), adaptation=LowRank(rounds=2))"
+    found = quantize_matrix(W, recipe=parse(text), X=X)
+    layer = PackedLinear(found, bias, Chooser("dequantize").prepare, CPU)
+    plain = PackedLinear(replace(found, side=None), bias, Chooser("dequantize").prepare, CPU)
+    torch.testing.assert_close(layer(X[None]), X[None] @ found.dequantize().T + bias, rtol=1e-4, atol=1e-4)
+    assert layer.n_bytes == plain.n_bytes + 4 * 16 * (64 + 128)
 
 
 def test_the_kernel_multiplies_what_it_can_under_the_interpreter():
