@@ -11,6 +11,7 @@ from torch import nn
 from suite.activations import Span, has_static_scale, quantize_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.adaptation.low_rank import LowRank
+from suite.adaptation.straight_through import straight_through
 from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
@@ -382,6 +383,6 @@ def quantize_inputs(module: nn.Module, grid: Grid, span: Span) -> None:
     def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = arguments[0]
         rounded = quantize_activations(x, grid, span)
-        return (rounded + (x - x.detach()) if x.requires_grad else rounded, *arguments[1:])
+        return (straight_through(x, rounded) if x.requires_grad else rounded, *arguments[1:])
 
     module.register_forward_pre_hook(hook)

@@ -14,7 +14,7 @@ from suite.allocate_command import integers
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from suite.scaling import Budget
+    from suite.scaling_family import Budget
     from suite.store import Record, ScalingRow
 
 
@@ -51,7 +51,8 @@ def scaling(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from suite import tables
     from suite.command import check_writable
-    from suite.scaling import Study, cells_of, checked_bits, family
+    from suite.scaling import Study
+    from suite.scaling_family import cells_of, checked_bits, family
     from suite.store import Store, holds_store
 
     budgets, bits = family(shapes, levels), checked_bits(bits)
@@ -85,7 +86,7 @@ def print_plan(budgets: "Sequence[Budget]", bits: Sequence[float], threads: int)
     from rich.table import Table
 
     from suite import tables
-    from suite.scaling import seconds_of, trainings
+    from suite.scaling_family import seconds_of, trainings
 
     torch.set_num_threads(threads)
     rate, total = tables.operations_per_second(), 0.0

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from suite.adaptation.straight_through import straight_through
 from suite.kv_cache.attention import NAME, QUERIES
 from suite.kv_cache.cache import Sides
 from suite.kv_cache.codec import NO_TABLES, Tables
@@ -48,7 +49,7 @@ class OneShot:
 
 def _straight_through(states: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
     """What is held of `states`, with their gradient (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
-    return held + (states - states.detach()) if states.requires_grad else held
+    return straight_through(states, held) if states.requires_grad else held
 
 
 def evaluate_through(block: nn.Module, config: Any, target: CacheTarget, tables: Tables = NO_TABLES) -> OneShot:
