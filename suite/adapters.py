@@ -127,8 +127,14 @@ class Adapted:
     teacher: nn.Module | None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe, seed: int, base: Mapping[str, Quantized]) -> "Adapted":
-        """The model with the layers of `base` in place of its own, by full name, and branches that begin as theirs."""
+    def of(
+        cls, checkpoint: Checkpoint, recipe: Recipe, seed: int, base: Mapping[str, Quantized],
+        pages: Path | None = None,
+    ) -> "Adapted":  # fmt: skip
+        """The model with the layers of `base` in place of its own, by full name, and branches that begin as theirs.
+
+        Optimizer states lie in the directory `pages`, if there is one, instead of in memory.
+        """
         how = adapters_of(recipe)
         assert how.schedule is not None
         model = whole_model(checkpoint)
@@ -142,7 +148,8 @@ class Adapted:
             layers[name] = FrozenLinear(found, branch, module.bias, checkpoint.dtype)
             owner, _, own = name.rpartition(".")
             setattr(model.get_submodule(owner), own, layers[name])
-        return cls(checkpoint, recipe, model, layers, AdamW(model, how.schedule), teacher)
+        return cls(checkpoint, recipe, model, layers, AdamW(model, how.schedule, pages=pages),
+                   teacher)  # fmt: skip
 
     def loss(self, rows: torch.Tensor, seed: int) -> Loss:
         """The loss of a micro-batch of `rows` (n, length), by its number."""

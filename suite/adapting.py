@@ -31,10 +31,12 @@ def adapted_for(
     seed: int,
     threads: int,
     calibration: Tokens,
+    paged: bool = False,
     report: Report = lambda step, loss_nats: None,
 ) -> Learned:
     """The model with the recipe's layers rounded and its adapters trained, once for all that it depends on.
 
+    Where optimizer states are, `paged` or in memory, changes nothing of it.
     Raises `DivergedError`, and `UnsupportedError` for what cannot be rounded so.
     """
     about = (f"adapted {checkpoint.sha256} {training.sha256} {calibration.sha256} {checkpoint.dtype} {recipe} "
@@ -43,7 +45,8 @@ def adapted_for(
 
     def make(path: Path) -> None:
         unfinished.mkdir(exist_ok=True)
-        adapted = Adapted.of(checkpoint, recipe, seed, rounded_layers(checkpoint, recipe, calibration, seed, threads))
+        adapted = Adapted.of(checkpoint, recipe, seed, rounded_layers(checkpoint, recipe, calibration, seed, threads),
+                             unfinished if paged else None)  # fmt: skip
         losses = adapted.train(training.tensor(), seed, unfinished / "state.pt", report)
         write_layers(path, adapted.stored(), {"losses_nats": losses, "rounding": torch.tensor(adapted.rounding())})
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from suite.adapter_files import with_adapter
 from suite.cells import Cell, Pick
 from suite.environment import environment_key
 from suite.models.checkpoint import Checkpoint, load_model
@@ -18,8 +19,10 @@ class Setting:
     """What the cells of a run share; small enough to send to another process.
 
     `alone` says that there is one cell: its outputs go into the directories `save` and `export` themselves, else into
-    one below them for each cell. `base` is where a packed model's unquantized one is, other than where it was. With a
-    `product` the model is evaluated by the runtime, on `device`, and not by its dequantized weights.
+    one below them for each cell. `base` is where a packed model's unquantized one is, other than where it was, and
+    `adapter` where the side branches are that it is to have instead of its own. With a
+    `product` the model is evaluated by the runtime, on `device`, and not by its dequantized weights. Trainings that
+    are `paged` keep their optimizer's states in a file, which changes no number.
     """
 
     model: str
@@ -35,8 +38,10 @@ class Setting:
     export: Path | None = None
     alone: bool = False
     base: str | None = None
+    adapter: str | None = None
     product: str | None = None
     device: str = "cpu"
+    paged: bool = False
 
     @property
     def env(self) -> str:
@@ -135,6 +140,8 @@ def open_bench(setting: Setting, seed: int) -> Bench | PackedBench:
     _refuse_a_shelf(Path(setting.model))
     if setting.base is not None:
         raise ValueError(f"base {setting.base}: {setting.model} is not a packed model, and is its own base")
+    if setting.adapter is not None:
+        raise ValueError(f"adapter {setting.adapter}: {setting.model} is not a packed model, which could have it")
     checkpoint = open_model(setting.model)
     length = _length(setting, checkpoint)
     calibration = load_tokens(setting.calibration, "calibration", checkpoint, length)
@@ -167,6 +174,9 @@ def _open_packed_bench(setting: Setting, seed: int) -> PackedBench:
         if given.draw(setting.calibration_tokens, seed).sha256 != header.calibration_sha256:
             fallbacks.append(f"calibration {setting.calibration}: not used, the model was calibrated on other tokens")
     evaluation = load_tokens(setting.evaluation, "evaluation", tokenized, length)
+    if setting.adapter is not None:
+        packed = with_adapter(packed, setting.adapter)
+        fallbacks.append("nmse, hnmse: not measured again with an adapter")
     return PackedBench(setting, packed, base, evaluation.spread(setting.evaluation_tokens), tuple(fallbacks))
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suite.adapter_command import adapter
 from suite.allocate_command import allocate
 from suite.entropy_command import entropy
+from suite.memory_command import memory
 from suite.outliers_command import outliers
 from suite.reasoning.command import reasoning
 from suite.scaling_command import scaling
@@ -67,8 +69,10 @@ def bitfrontier() -> None:
     """How few bits can a language model's numbers be stored in, and what does each bit cost?"""
 
 
+bitfrontier.add_command(adapter)
 bitfrontier.add_command(allocate)
 bitfrontier.add_command(entropy)
+bitfrontier.add_command(memory)
 bitfrontier.add_command(outliers)
 bitfrontier.add_command(scaling)
 bitfrontier.add_command(reasoning)
@@ -115,6 +119,7 @@ def _number(text: str) -> float:
 @click.option("--seed", type=click.IntRange(0), help="0 by default; the full tier runs 0, 1 and 2.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes; the number of cores by default.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each process.")
+@click.option("--paged", is_flag=True, help="Keep the states of optimizers in a file: less memory, the same numbers.")
 @click.option("--dry-run", is_flag=True, help="List the cells and estimate the time; write nothing.")
 @click.option(
     "--save",
@@ -129,6 +134,7 @@ def _number(text: str) -> float:
     help="Write the dequantized model into DIR, or several below it, for `transformers` to load.",
 )
 @click.option("--base", metavar="MODEL", help="A packed MODEL's unquantized one, if it is not where it was.")
+@click.option("--adapter", metavar="DIR", help="Side branches for a packed MODEL, as `bitfrontier adapter` writes them.")
 def run(dry_run: bool, **options: Any) -> int:
     """Run every cell of MODEL that has no finished record yet; print the table.
 

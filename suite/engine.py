@@ -155,8 +155,10 @@ def run(
     save: Path | None = None,
     export: Path | None = None,
     base: str | None = None,
+    adapter: str | None = None,
     product: str | None = None,
     device: str = "cpu",
+    paged: bool = False,
     on_plan: Callable[[Plan], bool] = lambda plan: True,
     on_done: Callable[[Record], None] = lambda record: None,
     on_step: Told = lambda step: None,
@@ -165,16 +167,18 @@ def run(
 
     `coding`, "fixed", "huffman" or "ans", is how the codes of every cell are stored, whatever its recipe says. Without
     `methods` and `recipes`, all methods that need no training; without `bits` and `seed`, the tier's. A packed
-    directory as `model` is one cell, measured as it is. With a `product` of `suite.runtime`, or on the `device` "cuda",
+    directory as `model` is one cell, measured as it is, or with the side branches in the directory `adapter` in place
+    of its own. With a `product` of `suite.runtime`, or on the `device` "cuda",
     models are evaluated from packed weights, which rounds what that product rounds; otherwise bit for bit as
-    dequantized. `on_plan` sees the plan and may stop the run by returning False. Raises `ValueError` in one line for
-    bad input, before anything is written.
+    dequantized. `paged` trainings keep optimizer states in a file: less memory, the same numbers. `on_plan` sees the
+    plan and may stop the run by returning False. Raises `ValueError` in one line for bad input, before anything is
+    written.
     """
     limits = TIERS[tier]
     setting = Setting(model=model, calibration=calibration, evaluation=evaluation, training=training, length=length,
                       threads=threads,
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
-                      command=command, save=save, export=export, base=base, device=device,
+                      command=command, save=save, export=export, base=base, adapter=adapter, device=device, paged=paged,
                       product=product or (None if device == "cpu" else "kernel"))  # fmt: skip
     check_runtime(setting.product, device)
     forget()  # files may have changed since an earlier run of this process

@@ -72,11 +72,13 @@ def learned_for(
     seed: int,
     threads: int,
     calibration: Tokens | None = None,
+    paged: bool = False,
     report: Report = lambda step, loss_nats: None,
 ) -> Learned:
     """The model trained as the recipe says, once for everything that it depends on.
 
     `calibration` are the tokens that weights are clipped by, where the recipe does that; nothing else depends on them.
+    Where optimizer states are, `paged` or in memory, changes nothing.
     Raises `DivergedError`, and `UnsupportedError` for grids that cannot be trained on; `ValueError` where there is no
     calibration and weights are to be clipped.
     """
@@ -93,7 +95,7 @@ def learned_for(
         unfinished.mkdir(exist_ok=True)
         kept = None if clips is None else Calibration.of(begun, clips, threads)
         with nullcontext() if how_of(recipe).perturbation is None else mapped_memory():
-            student = Student.of(begun, recipe, seed, kept)
+            student = Student.of(begun, recipe, seed, kept, unfinished if paged else None)
             losses, unrest = student.train(training.tensor(), seed, unfinished / "state.pt", report)
         save_file(student.weights(), path / "weights.safetensors")
         save_file(student.learned() | {"losses_nats": losses}, path / "learned.safetensors")

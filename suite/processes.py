@@ -151,6 +151,14 @@ def mapped_memory() -> Iterator[None]:
             steady_memory()
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is resident now, where the kernel says so; else the highest there was."""
+    try:
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+    except (OSError, IndexError):
+        return int(peak_mib() * 2**20)
+
+
 def reset_peak() -> None:
     """Make the kernel forget this process's highest memory use, where it lets us."""
     try:

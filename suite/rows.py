@@ -306,6 +306,40 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRow:
+    """What a training holds, in bytes, "measured" in a process of its own or "predicted" by `suite.memory_formula`.
+
+    `model_sha256` is empty where there is a model's shape alone. A micro-batch is `rows` of `length` tokens; weights,
+    gradients and activations are of numbers of `width` bytes. `adapters` are whatever is trained that the model does
+    not have, learned scales among them. `activations` are kept for the backward pass, with `checkpointing` those of one
+    block after the other. `paged` optimizer states are counted in `states`, but are not resident at the `peak`, which
+    is the highest while updates are made.
+    """
+
+    model: str
+    model_sha256: str
+    method: str
+    recipe: str
+    bits: float | None
+    kind: Literal["measured", "predicted"]
+    rows: int
+    length: int
+    width: int
+    checkpointing: bool
+    paged: bool
+    weights: int
+    adapters: int
+    gradients: int
+    states: int
+    activations: int
+    peak: int
+    code: str
+    env: str
+    command: str
+    started: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingRow:
     """A model of a scaling study: a cell, with what sizes are compared by.
 

@@ -19,6 +19,7 @@ from suite.rows import (
     CodedSize,
     Histogram,
     LayerRecord,
+    MemoryRow,
     OutlierRow,
     ReasoningRow,
     Record,
@@ -34,8 +35,9 @@ from suite.rows import (
 from suite.store_file import APPLICATION, VERSION, holds_store, open_to_read, set_write_ahead
 
 __all__ = [
-    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "OutlierRow", "Record", "SalienceRow", "ScalingRow",
-    "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow", "WeightShape", "holds_store",
+    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "MemoryRow", "OutlierRow", "Record", "SalienceRow",
+    "ScalingRow", "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow", "WeightShape",
+    "holds_store",
 ]  # fmt: skip
 
 
@@ -51,6 +53,9 @@ _TRAININGS = f"create table if not exists trainings ({_columns(TrainingRow)}, pr
 _SCALING = f"create table if not exists scaling ({_columns(ScalingRow)}, primary key (cell, code, env))"
 _REASONING = f"""create table if not exists reasoning ({_columns(ReasoningRow)},
                                primary key (model_sha256, problems_sha256, steps, code, env))"""
+_MEMORY = f"""create table if not exists memory ({_columns(MemoryRow)},
+                            primary key (model, model_sha256, recipe, kind, rows, length, width, checkpointing, paged,
+                                         code, env))"""
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
@@ -95,7 +100,7 @@ class Store:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
             # stores of this version were made before there were such rows
-            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING):
+            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING, _MEMORY):
                 connection.execute(later)
         return connection
 
@@ -212,6 +217,15 @@ class Store:
         order = "base_sha256, model, model_sha256, steps, problems_sha256, code, env"
         return [ReasoningRow(**row) for row in self._flat("reasoning", ReasoningRow, order)]
 
+    def memory(self) -> list[MemoryRow]:
+        """What trainings hold in memory."""
+        if not self._has("memory"):
+            return []
+        order = "model, model_sha256, length, rows, width, method, bits, recipe, paged, checkpointing, kind, code, env"
+        flags = ("checkpointing", "paged")
+        return [MemoryRow(**{**row, **{name: bool(row[name]) for name in flags}})
+                for row in self._flat("memory", MemoryRow, order)]  # fmt: skip
+
     def _has(self, table: str) -> bool:
         return self._connection.execute("select 1 from sqlite_master where name = ?", (table,)).fetchone() is not None
 
@@ -284,6 +298,11 @@ class Store:
         """Write what models make of problems, replacing rows of the same model, problems, code and environment."""
         with self._transaction():
             self._insert("reasoning", [list(astuple(row)) for row in rows])
+
+    def put_memory(self, rows: Iterable[MemoryRow]) -> None:
+        """Write what trainings hold in memory, replacing rows of the same training, kind, code and environment."""
+        with self._transaction():
+            self._insert("memory", [list(astuple(row)) for row in rows])
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:

@@ -67,9 +67,13 @@ class Student:
     teacher: nn.Module | None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, recipe: Recipe, seed: int, calibration: Calibration | None = None) -> "Student":
+    def of(
+        cls, checkpoint: Checkpoint, recipe: Recipe, seed: int, calibration: Calibration | None = None,
+        pages: Path | None = None,
+    ) -> "Student":  # fmt: skip
         """The model with its weights, or with random ones, and quantization where the recipe wants it.
 
+        Optimizer states lie in the directory `pages`, if there is one, instead of in memory.
         Raises `ValueError` where the recipe clips weights and there is no `calibration` of the checkpoint to do it by.
         """
         how, names = how_of(recipe), checkpoint.architecture
@@ -98,7 +102,7 @@ class Student:
             _freeze(model)
         update: Update
         if how.perturbation is None:
-            update = AdamW(model, how.schedule, decays=_decays)
+            update = AdamW(model, how.schedule, decays=_decays, pages=pages)
         else:
             update = ZerothOrder(model, noise=how.perturbation.noise, seed=seed, directions=how.perturbation.directions)
         return cls(checkpoint, recipe, model, weighed, entered, update, teacher)

@@ -38,9 +38,9 @@ def trained_for(bench: Bench, recipe: Recipe, name: str) -> Learned | None:
 
     if isinstance(how, LowRank):
         return adapted_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads,
-                           calibration=bench.calibration, report=report)  # fmt: skip
+                           calibration=bench.calibration, paged=bench.setting.paged, report=report)  # fmt: skip
     return learned_for(bench.checkpoint, recipe, bench.training, seed=bench.seed, threads=bench.setting.threads,
-                       calibration=bench.calibration, report=report)  # fmt: skip
+                       calibration=bench.calibration, paged=bench.setting.paged, report=report)  # fmt: skip
 
 
 @torch.no_grad()
