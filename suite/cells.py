@@ -81,19 +81,21 @@ def picks(
     coding: Coding | None = None,
     strict: bool = True,
 ) -> list[Pick]:
-    """Every method at every width, then the recipes; the same recipe once. Fixed formats are there once.
+    """Every method at those of the widths that it has, then the recipes; the same recipe once. Fixed formats once.
 
-    `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError`
-    for a group that a method does not take, and for a width, unless not `strict`: then a method is there at those
-    widths that it has, in its own groups if it has no others, and only a width that no method at all has is an error.
+    `group` -1 is a whole row, as is the field's custom; `coding` replaces every recipe's own. Raises `ValueError` for a
+    group that a method does not take, for a method that has none of the widths, and for a width that no method has;
+    unless not `strict`: then a method may be missing, has its own groups if it has no others, and only a width that no
+    method of the suite has is an error.
     """
     wanted = sorted(set(bits))
-    if not strict and not {width for method in METHODS for width in method.bits}.issuperset(wanted):
-        strict = True
+    known = {width for method in (methods if strict else METHODS) for width in method.bits}
     found: dict[Recipe, Pick] = {}
     for method in methods:
         options = _layout(method, group, strict)
-        widths = wanted if strict else [width for width in wanted if width in method.bits]
+        widths = [width for width in wanted if width in method.bits or width not in known]
+        if strict and not widths:
+            widths = wanted  # which the method says that it does not take
         for width in method.bits if method.fixed else widths:
             recipe = method.recipe() if method.fixed else method.recipe(bits=width, **options)
             recipe = _as_asked(recipe, activation_bits, cache_bits, coding)

@@ -37,11 +37,18 @@ def test_picks_are_every_method_at_every_width_once():
     assert [(pick.method, pick.bits) for pick in chosen] == [("rtn", 2), ("rtn", 4), ("gptq", 2), ("gptq", 4)]
 
 
-def test_a_method_is_there_at_those_widths_that_it_has_unless_asked_strictly():
+def test_a_method_is_there_at_those_widths_that_it_has():
+    for strict in (True, False):
+        chosen = picks([method_named("rtn"), method_named("wanda-24")], [1, 4], strict=strict)
+        assert [(pick.method, pick.bits) for pick in chosen] == [("rtn", 1), ("rtn", 4), ("wanda-24", 4)]
+
+
+def test_a_method_of_none_of_the_widths_and_a_width_of_no_method_are_errors():
     with pytest.raises(ValueError, match="bits 1: wanda-24 takes 2 to 16"):
-        picks([method_named("rtn"), method_named("wanda-24")], [1, 4])
-    chosen = picks([method_named("rtn"), method_named("wanda-24")], [1, 4], strict=False)
-    assert [(pick.method, pick.bits) for pick in chosen] == [("rtn", 1), ("rtn", 4), ("wanda-24", 4)]
+        picks([method_named("rtn"), method_named("wanda-24")], [1])
+    with pytest.raises(ValueError, match=r"bits 1.58: rtn takes 1 to 8"):
+        picks([method_named("rtn"), method_named("wanda-24")], [1.58, 4])
+    assert [pick.method for pick in picks([method_named("rtn"), method_named("wanda-24")], [1], strict=False)] == ["rtn"]
 
 
 def test_a_fixed_format_is_picked_once_whatever_the_widths():
