@@ -20,9 +20,9 @@ class Setting:
 
     `alone` says that there is one cell: its outputs go into the directories `save` and `export` themselves, else into
     one below them for each cell. `base` is where a packed model's unquantized one is, other than where it was, and
-    `adapter` where the side branches are that it is to have instead of its own. With a
-    `product` the model is evaluated by the runtime, on `device`, and not by its dequantized weights. Trainings that
-    are `paged` keep their optimizer's states in a file, which changes no number.
+    `adapter` where the side branches are that it has instead of its own. With a `product` the model is evaluated by the
+    runtime, on `device`, and not by its dequantized weights. Trainings that are `paged` keep their optimizer's states
+    in a file, which changes no number.
     """
 
     model: str

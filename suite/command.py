@@ -134,7 +134,7 @@ def _number(text: str) -> float:
     help="Write the dequantized model into DIR, or several below it, for `transformers` to load.",
 )
 @click.option("--base", metavar="MODEL", help="A packed MODEL's unquantized one, if it is not where it was.")
-@click.option("--adapter", metavar="DIR", help="Side branches for a packed MODEL, as `bitfrontier adapter` writes them.")
+@click.option("--adapter", metavar="DIR", help="Side branches for a packed MODEL, from `bitfrontier adapter`.")
 def run(dry_run: bool, **options: Any) -> int:
     """Run every cell of MODEL that has no finished record yet; print the table.
 

@@ -18,6 +18,7 @@ from suite.outside import weights_of
 from suite.packed import ABOUT, CACHE_TABLES, HEADER, PROVENANCE, Header, sha256_of
 from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
+from suite.side import LowRankSide
 from suite.store import LayerRecord
 from suite.transforms import Map, RotateKeys, map_from
 
@@ -59,7 +60,8 @@ class PackedModel:
 
     `checkpoint` is what is not quantized, with embedding and head decoded; `payloads` are where quantized matrices lie,
     by name. `maps` are what inputs pass through at run time, by the first layer of a site; `tables` where what caches
-    have learned lies. `provenance` is what the directory says beside the model.
+    have learned lies. `provenance` is what the directory says beside the model. With `branches`, by layer, the model
+    has these and not its own: its files and `beside_bytes` more are what it takes.
     """
 
     path: Path
@@ -70,6 +72,8 @@ class PackedModel:
     maps: Mapping[str, tuple[Map, ...]]
     tables: Mapping[str, Stored]
     provenance: Provenance | None
+    branches: Mapping[str, LowRankSide] | None = None
+    beside_bytes: int = 0
 
     @classmethod
     def open(cls, name: str) -> "PackedModel":
@@ -103,9 +107,10 @@ class PackedModel:
         """The quantized matrix of this name; `ValueError` where payload and header do not fit."""
         payload = read_tensor(self.payloads[layer].file, f"{layer}.weight", self.checkpoint.name)
         try:
-            return Quantized.from_bytes(payload.numpy().tobytes(), self.header.layers[layer])
+            found = Quantized.from_bytes(payload.numpy().tobytes(), self.header.layers[layer])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.checkpoint.name}: {layer}: {error}") from error
+        return found if self.branches is None else replace(found, side=self.branches.get(layer))
 
     def layers_outside(self) -> dict[str, Quantized]:
         """The embedding and the head, if they are quantized."""
@@ -162,8 +167,8 @@ class PackedModel:
 
     @property
     def n_bytes(self) -> int:
-        """The size of the model on disk: header and shards."""
-        return sum((self.path / file).stat().st_size for file in (HEADER, *self.header.shards))
+        """The size of the model on disk: header and shards, with what its branches take instead of their own."""
+        return sum((self.path / file).stat().st_size for file in (HEADER, *self.header.shards)) + self.beside_bytes
 
 
 def _mapped_inputs(architecture: Architecture, maps: Mapping[str, tuple[Map, ...]]) -> dict[str, int]:
