@@ -61,22 +61,17 @@ class Adapter:
     def of(cls, packed: PackedModel) -> "Adapter":
         """The branches of a packed model.
 
-        Raises `ValueError` for one that has none, and for one whose layers do not see what the model's own layers do:
-        a branch in such coordinates is not a LoRA of the model.
+        Raises `ValueError` for one that has none, and for one with layers whose inputs are mapped at run time: a branch
+        behind such a map is no LoRA of the layer.
         """
-        name, branches = packed.checkpoint.name, {}
-        for layer in packed.payloads:
-            found = packed.quantized(layer)
-            if found.side is not None and found.in_scale is not None:
-                raise ValueError(f"{name}: {layer} scales its inputs, and its side branch is in their coordinates: "
-                                 f"it has no adapter of its own")  # fmt: skip
-            if found.side is not None:
-                branches[layer] = found.side
+        name = packed.checkpoint.name
+        sides = {layer: packed.quantized(layer).side for layer in packed.payloads}
+        branches = {layer: side for layer, side in sides.items() if side is not None}
         if not branches:
             raise ValueError(f"{name}: {packed.header.method} has no side branches beside its codes{_where(packed)}")
         if packed.maps:
-            raise ValueError(f"{name}: {next(iter(packed.maps))} sees its inputs through maps, and its side branch is "
-                             f"in their coordinates: it has no adapter of its own")  # fmt: skip
+            raise ValueError(f"{name}: {next(iter(packed.maps))} sees its inputs through a map, and its side branch "
+                             f"too: such a branch is no LoRA")  # fmt: skip
         return cls(branches, base_sha256(packed))
 
     @classmethod
