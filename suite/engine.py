@@ -168,10 +168,10 @@ def run(
     `coding`, "fixed", "huffman" or "ans", is how the codes of every cell are stored, whatever its recipe says. Without
     `methods` and `recipes`, all methods that need no training; without `bits` and `seed`, the tier's. A packed
     directory as `model` is one cell, measured as it is, or with the side branches in the directory `adapter` in place
-    of its own. With a `product` of `suite.runtime`, or on the `device` "cuda", models are evaluated from packed weights,
-    which rounds what that product rounds; otherwise bit for bit as dequantized. `paged` trainings keep optimizer states
-    in a file: less memory, the same numbers. `on_plan` sees the plan and may stop the run by returning False. Raises
-    `ValueError` in one line for bad input, before anything is written.
+    of its own. With a `product` of `suite.runtime`, or on the `device` "cuda", models are evaluated from packed
+    weights, which rounds what that product rounds; otherwise bit for bit as dequantized. `paged` trainings keep
+    optimizer states in a file: less memory, the same numbers. `on_plan` sees the plan and may stop the run by returning
+    False. Raises `ValueError` in one line for bad input, before anything is written.
     """
     limits = TIERS[tier]
     setting = Setting(model=model, calibration=calibration, evaluation=evaluation, training=training, length=length,
