@@ -29,6 +29,7 @@ class Setting:
     calibration: str | None = None
     evaluation: str | None = None
     training: str | None = None
+    retention: str | None = None
     length: int | None = None
     calibration_tokens: int | None = None
     evaluation_tokens: int | None = None
@@ -55,13 +56,14 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A checkpoint with its tokens for one seed."""
+    """A checkpoint with its tokens for one seed; those of `retention` are of a text that it may forget."""
 
     setting: Setting
     seed: int
     checkpoint: Checkpoint
     calibration: Tokens
     evaluation: Tokens
+    retention: Tokens | None = None
 
     @property
     def training(self) -> Tokens:
@@ -89,6 +91,7 @@ class PackedBench:
     base: Checkpoint | None
     evaluation: Tokens
     fallbacks: tuple[str, ...]
+    retention: Tokens | None = None
 
     @property
     def seed(self) -> int:
@@ -145,9 +148,25 @@ def open_bench(setting: Setting, seed: int) -> Bench | PackedBench:
     checkpoint = open_model(setting.model)
     length = _length(setting, checkpoint)
     calibration = load_tokens(setting.calibration, "calibration", checkpoint, length)
-    evaluation = load_tokens(setting.evaluation, "evaluation", checkpoint, length)
-    return Bench(setting, seed, checkpoint, calibration.draw(setting.calibration_tokens, seed),
-                 evaluation.spread(setting.evaluation_tokens))  # fmt: skip
+    evaluation = _evaluation(setting, checkpoint, length)
+    return Bench(setting, seed, checkpoint, calibration.draw(setting.calibration_tokens, seed), evaluation,
+                 _retention(setting, checkpoint, evaluation))  # fmt: skip
+
+
+def _evaluation(setting: Setting, checkpoint: Checkpoint, length: int) -> Tokens:
+    return load_tokens(setting.evaluation, "evaluation", checkpoint, length).spread(setting.evaluation_tokens)
+
+
+def _retention(setting: Setting, checkpoint: Checkpoint, evaluation: Tokens) -> Tokens | None:
+    """The tokens that forgetting is measured on; `ValueError` where they are those of the evaluation."""
+    if setting.retention is None:
+        return None
+    source = None if setting.retention == "reference" else setting.retention
+    found = load_tokens(source, "evaluation", checkpoint, _length(setting, checkpoint))
+    found = found.spread(setting.evaluation_tokens)
+    if found.sha256 == evaluation.sha256:
+        raise ValueError(f"retention {setting.retention}: is what the model is evaluated on, expected another text")
+    return found
 
 
 def _refuse_a_shelf(path: Path) -> None:
@@ -173,11 +192,12 @@ def _open_packed_bench(setting: Setting, seed: int) -> PackedBench:
         given = load_tokens(setting.calibration, "calibration", tokenized, length)
         if given.draw(setting.calibration_tokens, seed).sha256 != header.calibration_sha256:
             fallbacks.append(f"calibration {setting.calibration}: not used, the model was calibrated on other tokens")
-    evaluation = load_tokens(setting.evaluation, "evaluation", tokenized, length)
+    evaluation = _evaluation(setting, tokenized, length)
     if setting.adapter is not None:
         packed = with_adapter(packed, setting.adapter)
         fallbacks.append("nmse, hnmse: not measured again with an adapter")
-    return PackedBench(setting, packed, base, evaluation.spread(setting.evaluation_tokens), tuple(fallbacks))
+    retention = _retention(setting, tokenized, evaluation)
+    return PackedBench(setting, packed, base, evaluation, tuple(fallbacks), retention)
 
 
 def _length(setting: Setting, checkpoint: Checkpoint) -> int:

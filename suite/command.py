@@ -111,6 +111,7 @@ def _number(text: str) -> float:
 @click.option("--calibration", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option("--evaluation", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
 @click.option("--training", metavar="TOKENS", help="A .txt, .npy or .npz file; the reference text by default.")
+@click.option("--retention", metavar="TOKENS", help="A text to say what is forgotten of; such a file or `reference`.")
 @click.option("--length", type=int, help="Tokens in a row; min(2048, the model's context) by default.")
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True)
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=STORE, show_default=True)
@@ -146,6 +147,7 @@ def run(dry_run: bool, **options: Any) -> int:
     check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from suite import engine, tables
+    from suite.store import Store
 
     recipes = options.pop("recipes")
     command = shlex.join(["bitfrontier", *sys.argv[1:]])
@@ -164,6 +166,9 @@ def run(dry_run: bool, **options: Any) -> int:
                              on_step=bar.to_update)  # fmt: skip
     if not dry_run:
         tables.print_records(records)
+        if options["retention"]:
+            with Store(options["store"], create=False) as opened:
+                tables.print_retention(plans[0].setting, records, opened.retention())
         tables.print_places(plans[0].setting, records)
     return int(any(record.status == "failed" for record in records))
 

@@ -21,6 +21,7 @@ from suite.coding import Ans, Coding, Fixed, Huffman
 from suite.environment import code_version
 from suite.measure import Outcome, measure, measure_packed
 from suite.methods import METHODS, method_named
+from suite.models.checkpoint import Checkpoint
 from suite.outside import UnsupportedError
 from suite.packed import check_places, holds_packed
 from suite.processes import Told, peak_mib, reset_peak, spread, steady_memory
@@ -72,17 +73,21 @@ class Plan:
 def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: Path | None) -> Plan:
     """Open every bench and look up what the store has; raises `ValueError` for bad input before anything is written.
 
-    Cells whose models are to be written, and packed models, which are read to be checked, are measured again.
+    Cells whose models are to be written, packed models, which are read to be checked, and cells of which it is not yet
+    known what they have forgotten of the text that is asked for, are measured again.
     """
     torch.set_num_threads(setting.threads)
     existing = Store(store, create=False) if store is not None and holds_store(store) else None
+    retained = {(x.cell, x.code, x.env, x.text_sha256) for x in existing.retention()} if existing else set()
     todo, done = [], []
     for seed in seeds:
         bench = open_bench(setting, seed)
         for pick in chosen:
             key = bench.cell(pick).id, code_version(), setting.env
             record = existing.finished(*key) if existing else None
-            if record is None or setting.save or setting.export or isinstance(bench, PackedBench):
+            if record is None or setting.save or setting.export or isinstance(bench, PackedBench) or (
+                record.status == "ok" and bench.retention is not None and (*key, bench.retention.sha256) not in retained
+            ):  # fmt: skip
                 todo.append((seed, pick))
             else:
                 done.append(record)
@@ -110,7 +115,8 @@ def execute(
             chosen = [pick for s, pick in plan.todo if s == seed]
             task = partial(run_cell, plan.setting, seed)
             for outcome in spread(task, chosen, jobs, died=partial(_died, bench), told=on_step):
-                opened.put(outcome.record, outcome.layers, outcome.histograms, outcome.training)
+                opened.put(outcome.record, outcome.layers, outcome.histograms, outcome.training,
+                           outcome.retention)  # fmt: skip
                 records.append(outcome.record)
                 on_done(outcome.record)
     return records
@@ -124,12 +130,17 @@ def _prepare(bench: Bench | PackedBench, store: Store) -> None:
     """What all cells of a bench share, computed before they start."""
     if isinstance(bench, PackedBench):
         if bench.base is not None:
-            last_hidden(bench.base, bench.evaluation, bench.setting.threads)
+            _keep_hidden(bench.base, bench)
         return
     kept = Calibration.of(bench.checkpoint, bench.calibration, bench.setting.threads)
-    last_hidden(bench.checkpoint, bench.evaluation, bench.setting.threads)
+    _keep_hidden(bench.checkpoint, bench)
     any_cell = bench.cell(Pick(method="", bits=None, recipe=Recipe()))
     store.put_spectra(bench.checkpoint.sha256, any_cell.data_sha256, kept.spectra())
+
+
+def _keep_hidden(checkpoint: Checkpoint, bench: Bench | PackedBench) -> None:
+    for tokens in filter(None, (bench.evaluation, bench.retention)):
+        last_hidden(checkpoint, tokens, bench.setting.threads)
 
 
 def run(
@@ -145,6 +156,7 @@ def run(
     calibration: str | None = None,
     evaluation: str | None = None,
     training: str | None = None,
+    retention: str | None = None,
     length: int | None = None,
     tier: TierName = "default",
     store: Path | str = "bitfrontier.db",
@@ -172,10 +184,12 @@ def run(
     weights, which rounds what that product rounds; otherwise bit for bit as dequantized. `paged` trainings keep
     optimizer states in a file: less memory, the same numbers. `on_plan` sees the plan and may stop the run by returning
     False. Raises `ValueError` in one line for bad input, before anything is written.
+
+    With the tokens of another text as `retention`, or "reference", it is told too what cells have forgotten of that.
     """
     limits = TIERS[tier]
-    setting = Setting(model=model, calibration=calibration, evaluation=evaluation, training=training, length=length,
-                      threads=threads,
+    setting = Setting(model=model, calibration=calibration, evaluation=evaluation, training=training,
+                      retention=retention, length=length, threads=threads,
                       calibration_tokens=limits.calibration_tokens, evaluation_tokens=limits.evaluation_tokens,
                       command=command, save=save, export=export, base=base, adapter=adapter, device=device, paged=paged,
                       product=product or (None if device == "cpu" else "kernel"))  # fmt: skip

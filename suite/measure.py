@@ -23,20 +23,22 @@ from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
 from suite.quantized import Quantized
 from suite.readback import Size
+from suite.retention import retention_row
 from suite.runtime.evaluation import Evaluated, run_on
-from suite.store import Histogram, LayerRecord, Record, TrainingRow
-from suite.training import against_control, trained_for
+from suite.store import Histogram, LayerRecord, Record, RetentionRow, TrainingRow
+from suite.training import against_control, control_for, trained_for
 from suite.turning import turned_for
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished cell: its record, its layers', how often codes occur and how it was trained, where there is that."""
+    """A finished cell: its record, its layers', how often codes occur, how it was trained and what it forgot, if so."""
 
     record: Record
     layers: tuple[LayerRecord, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     training: TrainingRow | None = None
+    retention: RetentionRow | None = None
 
 
 @torch.no_grad()
@@ -56,6 +58,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     packing = Packing(checkpoint, setting.save and setting.place(setting.save, pick.method, blank.cell))
     exported = _exported(bench, checkpoint, pick.method, blank.cell)
     hidden = evaluated.embed(bench.evaluation.tensor())
+    retained = None if bench.retention is None else evaluated.embed(bench.retention.tensor())
     calibrating = evaluated.embed(bench.calibration.tensor()) if "quantized" in recipe.streams else None
     original = checkpoint.embed(bench.calibration.tensor()) if "original" in recipe.streams else None
     layers: list[LayerRecord] = []
@@ -79,7 +82,9 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         packing.add_block(i, block, done)
         if exported:
             exported.write(i, block, done.maps)
-        hidden = _run_counting(checkpoint, i, runs.through(i, block, done.layers), hidden, held, runs.device)
+        block = runs.through(i, block, done.layers)
+        hidden = _run_counting(checkpoint, i, block, hidden, held, runs.device)
+        retained = _run_beside(checkpoint, i, block, retained, runs.device)
     gram = kept.head_gram
     if recipe.inputs == "quantized" and calibrating is not None:
         gram = partial(gather_head, checkpoint, calibrating)
@@ -100,7 +105,11 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
                      fallbacks=(*fallbacks, *_fallbacks(outside), *runs.fallbacks))  # fmt: skip
     packing.finish(header, record, tuple(layers))
     training = None if trained is None else against_control(bench, recipe, trained, compared, record)
-    return Outcome(record, tuple(layers), tuple(counts.histograms()), training)
+    retention = None
+    if retained is not None:
+        control = None if trained is None else control_for(bench, recipe, record.method).checkpoint
+        retention = retention_row(bench, record, compared, Ended(evaluated, retained), control)
+    return Outcome(record, tuple(layers), tuple(counts.histograms()), training, retention)
 
 
 @torch.no_grad()
@@ -110,6 +119,7 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     base = None if bench.base is None else last_hidden(bench.base, bench.evaluation, bench.setting.threads)
     about = packed.provenance
     hidden = checkpoint.embed(tokens)
+    retained = None if bench.retention is None else checkpoint.embed(bench.retention.tensor())
     runs = Evaluated.of(bench.setting.product, bench.setting.device, checkpoint, packed.recipe)
     sizes: list[Size] = []
     held: list[float] = []
@@ -117,16 +127,18 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     counts = CodeCounts()
     for i in range(checkpoint.n_blocks):
         block, quantized = packed.block(i)
-        hidden = _run_counting(checkpoint, i, runs.through(i, block, quantized), hidden, held, runs.device)
+        block = runs.through(i, block, quantized)
+        hidden = _run_counting(checkpoint, i, block, hidden, held, runs.device)
+        retained = _run_beside(checkpoint, i, block, retained, runs.device)
         for found in quantized.values():
             counts.add(found)
         sizes += packed.sizes(quantized)
         layers += [about.layers[name] for name in quantized] if about else []
     unquantized = None if bench.base is None or base is None else Ended(bench.base, torch.from_numpy(base))
-    quality = asdict(summarize(compare(Ended(checkpoint, hidden), unquantized, tokens), bench.evaluation))
+    compared = compare(Ended(checkpoint, hidden), unquantized, tokens)
     record = replace(
         blank,
-        **quality,
+        **asdict(summarize(compared, bench.evaluation)),
         **_rates(sizes),
         **_held(held),
         model_bytes=packed.n_bytes,
@@ -134,7 +146,15 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
     )
     if about is not None:
         record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
-    return Outcome(record, tuple(layers), tuple(counts.histograms()))
+    retention = None if retained is None else retention_row(bench, record, compared, Ended(checkpoint, retained), None)
+    return Outcome(record, tuple(layers), tuple(counts.histograms()), retention=retention)
+
+
+def _run_beside(
+    checkpoint: Checkpoint, i: int, block: nn.Module, hidden: torch.Tensor | None, device: torch.device
+) -> torch.Tensor | None:
+    """Rows of another text through a block, if there are any; what its cache holds of them is not counted."""
+    return None if hidden is None else _run_counting(checkpoint, i, block, hidden, [], device)
 
 
 def _run_counting(

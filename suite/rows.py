@@ -340,6 +340,38 @@ class MemoryRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionRow:
+    """What a cell gained on the text it is evaluated on, and forgot of another `text`, of so many predicted `tokens`.
+
+    All are differences of mean losses in nats with standard errors, paired by token and clustered as a record's are:
+    `gained` of the unquantized model before training over the cell, on the evaluation text; `forgotten` of the cell
+    over that model, on the other; `..._control` the same of the cell's control. `excess` is the cell over its control
+    on the other text: what was forgotten by being quantized. `ppl...` are of the other text. What was not trained has
+    no control; None is also what needs the unquantized model where that is not to be had.
+    """
+
+    cell: str
+    code: str
+    env: str
+    text: str
+    text_sha256: str
+    tokens: int
+    ppl: float
+    ppl_base: float | None
+    ppl_control: float | None
+    gained_nats: float | None
+    gained_se: float | None
+    gained_control_nats: float | None
+    gained_control_se: float | None
+    forgotten_nats: float | None
+    forgotten_se: float | None
+    forgotten_control_nats: float | None
+    forgotten_control_se: float | None
+    excess_nats: float | None
+    excess_se: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingRow:
     """A model of a scaling study: a cell, with what sizes are compared by.
 

@@ -23,6 +23,7 @@ from suite.rows import (
     OutlierRow,
     ReasoningRow,
     Record,
+    RetentionRow,
     SalienceRow,
     ScalingRow,
     SmoothingRow,
@@ -35,9 +36,9 @@ from suite.rows import (
 from suite.store_file import APPLICATION, VERSION, holds_store, open_to_read, set_write_ahead
 
 __all__ = [
-    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "MemoryRow", "OutlierRow", "Record", "SalienceRow",
-    "ScalingRow", "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow", "WeightShape",
-    "holds_store",
+    "VERSION", "VOLATILE", "CodedSize", "Histogram", "LayerRecord", "MemoryRow", "OutlierRow", "Record", "RetentionRow",
+    "SalienceRow", "ScalingRow", "SmoothingRow", "Spectrum", "SpeedRow", "Status", "Store", "TrainingRow",
+    "WeightShape", "holds_store",
 ]  # fmt: skip
 
 
@@ -56,6 +57,8 @@ _REASONING = f"""create table if not exists reasoning ({_columns(ReasoningRow)},
 _MEMORY = f"""create table if not exists memory ({_columns(MemoryRow)},
                             primary key (model, model_sha256, recipe, kind, rows, length, width, checkpointing, paged,
                                          code, env))"""
+_RETENTION = f"""create table if not exists retention ({_columns(RetentionRow)},
+                                primary key (cell, code, env, text_sha256))"""
 _SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
@@ -100,7 +103,7 @@ class Store:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
             # stores of this version were made before there were such rows
-            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING, _MEMORY):
+            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING, _MEMORY, _RETENTION):
                 connection.execute(later)
         return connection
 
@@ -203,6 +206,12 @@ class Store:
             return []
         return [TrainingRow(**row) for row in self._flat("trainings", TrainingRow, "cell, code, env")]
 
+    def retention(self) -> list[RetentionRow]:
+        """What cells have gained on one text and forgotten of another."""
+        if not self._has("retention"):
+            return []
+        return [RetentionRow(**row) for row in self._flat("retention", RetentionRow, "cell, code, env, text_sha256")]
+
     def scaling(self) -> list[ScalingRow]:
         """The models of scaling studies, by their size."""
         if not self._has("scaling"):
@@ -240,19 +249,24 @@ class Store:
         layers: Iterable[LayerRecord] = (),
         histograms: Iterable[Histogram] = (),
         training: TrainingRow | None = None,
+        retention: RetentionRow | None = None,
     ) -> None:
-        """Write a cell's record with what belongs to it, replacing those of the same cell, code and environment."""
+        """Write a cell's record with what belongs to it, replacing those of the same cell, code and environment.
+
+        What it has forgotten of other texts than the one of `retention` stays, unless it failed or was skipped.
+        """
         key = (record.cell, record.code, record.env)
         values = [getattr(record, name) for name in _RECORD]
         values[_RECORD.index("fallbacks")] = json.dumps(record.fallbacks)
         with self._transaction():
-            for table in ("layers", "histograms", "trainings"):
+            for table in ("layers", "histograms", "trainings", *(() if record.status == "ok" else ("retention",))):
                 self._connection.execute(f"delete from {table} where cell = ? and code = ? and env = ?", key)
             self._insert("records", [values])
             self._insert("layers", [[*key, *astuple(layer)] for layer in layers])
             self._insert("histograms", [[*key, h.stream, _blob(h.levels, "<f8"), _blob(h.counts, "<i8")]
                                         for h in histograms])  # fmt: skip
             self._insert("trainings", [] if training is None else [list(astuple(training))])
+            self._insert("retention", [] if retention is None else [list(astuple(retention))])
 
     def put_spectra(self, model_sha256: str, data_sha256: str, spectra: Iterable[Spectrum]) -> None:
         """Write the spectra of a model's layers under the calibration data they were measured on."""

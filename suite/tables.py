@@ -22,7 +22,7 @@ from suite.engine import Plan
 from suite.methods import Method
 from suite.processes import Step
 from suite.recipe import Recipe, canonical, parse, trains
-from suite.store import Record, Store, holds_store
+from suite.store import Record, RetentionRow, Store, holds_store
 
 
 class ProgressBar:
@@ -107,6 +107,35 @@ def print_records(records: Sequence[Record]) -> None:
             console.print(f"{record.status}: {record.method} at {record.bits:g} bits: {record.reason}", highlight=False)
         for what in record.fallbacks:
             console.print(f"fallback: {record.method} at {record.bits:g} bits: {what}", highlight=False)
+
+
+def print_retention(setting: Setting, records: Sequence[Record], rows: Sequence[RetentionRow]) -> None:
+    """Print what the cells of a run have gained on the text they are evaluated on, and forgotten of the other one."""
+    sha256 = {tokens.sha256 for r in records if (tokens := open_bench(setting, r.seed).retention)}
+    found = {(row.cell, row.code, row.env): row for row in rows if row.text_sha256 in sha256}
+    order = sorted(records, key=lambda r: (r.model, r.method, r.bits or 0, r.seed))
+    told = [(r, row) for r in order if r.status == "ok" and (row := found.get((r.cell, r.code, r.env)))]
+    if not told:
+        return
+    bases = ", ".join(sorted({number(row.ppl_base) for _, row in told}))
+    console, table = _console(), Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    console.print(f"{setting.retention}: unquantized perplexity {bases}; nats gained on the evaluation text and "
+                  "forgotten of this one, against the unquantized model before training", highlight=False)  # fmt: skip
+    for name in ("method", "bits", "perplexity", "gained", "forgotten", "control gained", "forgotten", "over it"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for r, row in told:
+        table.add_row(
+            r.method, number(r.bits, 1) if r.bits is None else f"{r.bits:g}", number(row.ppl),
+            _change(row.gained_nats, row.gained_se), _change(row.forgotten_nats, row.forgotten_se),
+            _change(row.gained_control_nats, row.gained_control_se),
+            _change(row.forgotten_control_nats, row.forgotten_control_se), _change(row.excess_nats, row.excess_se),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _change(nats: float | None, error: float | None) -> str:
+    """A difference of losses to the place that its error leaves of it, three at most."""
+    return "-" if nats is None else f"{nats:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def print_places(setting: Setting, records: Sequence[Record]) -> None:
@@ -261,7 +290,8 @@ def _operations(plan: Plan, seed: int, recipe: Recipe) -> float:
         sites = len(bench.checkpoint.architecture.sites) if recipe.adaptation.weight_rate else 1
         passes += 3 * recipe.adaptation.epochs * sites
     calibrating = passes * bench.calibration.rows.size if isinstance(bench, Bench) else 0
-    tokens = bench.evaluation.rows.size + calibrating
+    retained = 0 if bench.retention is None else bench.retention.rows.size
+    tokens = bench.evaluation.rows.size + retained + calibrating
     if trains(recipe) and isinstance(bench, Bench):
         how: Any = recipe.adaptation
         updates = how.schedule.steps * how.schedule.accumulate

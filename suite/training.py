@@ -43,13 +43,19 @@ def trained_for(bench: Bench, recipe: Recipe, name: str) -> Learned | None:
                        calibration=bench.calibration, paged=bench.setting.paged, report=report)  # fmt: skip
 
 
+def control_for(bench: Bench, recipe: Recipe, method: str) -> Learned:
+    """The control of a recipe that trains; trained when it is first asked for."""
+    control = trained_for(bench, control_of(recipe), f"control of {method}")
+    assert control is not None
+    return control
+
+
 @torch.no_grad()
 def against_control(
     bench: Bench, recipe: Recipe, trained: Learned, compared: Comparison, record: Record
 ) -> TrainingRow:
     """Train the control, unless it is there already, and compare a trained cell's losses with its own."""
-    control = trained_for(bench, control_of(recipe), f"control of {record.method}")
-    assert control is not None
+    control = control_for(bench, recipe, record.method)
     tokens = bench.evaluation.tensor()
     hidden = torch.from_numpy(last_hidden(control.checkpoint, bench.evaluation, bench.setting.threads))
     nll = compare(Ended(control.checkpoint, hidden), None, tokens).nll
