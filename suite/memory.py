@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +106,9 @@ def _measured_here(task: Task) -> Parts:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(0, checkpoint.config.vocab_size, (task.rows, task.length), generator=draw)
     with mapped_memory(), TemporaryDirectory() as directory:
-        return parts_of(lambda: begun(checkpoint, recipe, Path(directory) if task.paged else None), checkpoint, rows)
+        begin = partial(begun, checkpoint, recipe, Path(directory) if task.paged else None)
+        _warm(begin, rows)
+        return parts_of(begin, checkpoint, rows)
 
 
 def with_rows(recipe: Recipe, rows: int) -> Recipe:
@@ -155,6 +158,15 @@ def parts_of(begin: Callable[[], Trainable], checkpoint: Checkpoint, rows: torch
     states = list(_tensors(training.update.state_dict().get("state", {})))
     return Parts(weights=total_bytes(weights), adapters=total_bytes(adapters), gradients=total_bytes(gradients),
                  states=total_bytes(states), activations=_kept(training, loss_of), peak=peak)  # fmt: skip
+
+
+def _warm(begin: Callable[[], Trainable], rows: torch.Tensor) -> None:
+    """An update on two tokens of another such training: it has libraries load what they load when first used."""
+    training = begin()
+    training.update.gradient(training.loss(rows[:1, :2], 0), [0])
+    training.update.descend(1e-5, 0.0)
+    del training
+    gc.collect()
 
 
 def _held(training: Trainable, checkpoint: Checkpoint) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -13,7 +13,7 @@ A block keeps for its gradients, where all of it is trained,
 - of the MLP: the gate, its SiLU, the other factor, and the product that the last layer reads, 4 w n m.
 
 Once: the last norm, as above; the logarithms of probabilities of the n' = rows (length - 1) tokens that are predicted,
-w n' V; cosines and sines 2 w length d, d channels of a head; token numbers, 8 bytes each. 4 bytes are a sum's.
+w n' V; cosines and sines 2 w length d, d channels of a head; token numbers, 8 bytes each; and a sum of weights, w.
 
 Quantization-aware training keeps for every weight the rounded value w, which the layer's product needs, the level and
 the level before rounding, 2 w, which the scale's gradient needs (the first alone where gradients take codes for
@@ -197,7 +197,7 @@ def memory_of(shape: Shape, plan: Plan, setting: Setting) -> Parts:
     trained = _trained(shape, plan)
     gradients = w * sum(trained) if plan.backward else 0
     states = sum(2 * WIDE * n + WIDE for n in trained) if plan.backward else 0
-    weights = w * sum(shape.outside) + _linear_bytes(shape, plan, w) + WIDE * shape.head  # frequencies of rotations
+    weights = w * sum(shape.outside) + _linear_bytes(shape, plan, w) + w * shape.head  # frequencies of rotations
     kept, again = _activations(shape, plan, setting)
     resident = 2 * WIDE * max(trained, default=0) if setting.paged and plan.backward else states
     always = weights + w * (adapters + _constants(shape, plan)) + resident
@@ -263,7 +263,7 @@ def _activations(shape: Shape, plan: Plan, setting: Setting) -> tuple[int, int]:
     block = _block(shape, plan, setting)
     norm = n * (WIDE * (h + 1) + (0 if frozen else 2 * w * h))
     tables = 2 * w * setting.length * shape.head
-    head = norm + w * setting.predicted * shape.vocabulary + INDEX * setting.predicted + WIDE
+    head = norm + w * (setting.predicted * shape.vocabulary + 1) + INDEX * setting.predicted
     inputs = 0 if frozen else INDEX * n
     if setting.checkpointing:
         return shape.layers * w * n * h + tables + head + inputs, block
