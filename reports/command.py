@@ -8,7 +8,19 @@ from pathlib import Path
 
 import click
 
-from reports import coordinates_page, entropy_page, kernels_page, reasoning_page, scaling_page, training_page
+from reports import (
+    adapters_page,
+    coordinates_page,
+    entropy_page,
+    kernels_page,
+    reasoning_page,
+    scaling_page,
+    training_page,
+)
+from reports.adapters import Adapted, read_adapters
+from reports.adapters_forgetting import Forgetting, read_forgetting
+from reports.adapters_memory import Held, read_memory
+from reports.adapters_page import draw_adapters, render_adapters
 from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
@@ -27,6 +39,8 @@ from reports.training import Trained, read_training
 from reports.training_page import draw_training, render_training
 from suite.store import SpeedRow, Store
 
+Branches = tuple[list[Adapted], list[Forgetting], list[Held]]  # what the page of adapters is of
+
 
 @click.command()
 @click.option("--store", "store", type=click.Path(path_type=Path), default=Path("bitfrontier.db"), show_default=True,
@@ -40,25 +54,26 @@ def report(store: Path, out: Path, figures: bool) -> None:
     report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost,
     scaling.html a family of models in several sizes and the law of their losses, reasoning.html what models make of
     problems of several steps, training.html what quantization costs models that were trained with it, over their
-    controls; kernels.html what has been measured of the kernels, how fast the store's models generate, and what
-    bandwidth allows.
+    controls, adapters.html the same of adapters on quantized weights, and what trainings hold in memory; kernels.html
+    what has been measured of the kernels, how fast the store's models generate, and what bandwidth allows.
     """
     check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE,
-                       scaling_page.PAGE, reasoning_page.PAGE, training_page.PAGE])  # fmt: skip
+                       scaling_page.PAGE, reasoning_page.PAGE, training_page.PAGE, adapters_page.PAGE])  # fmt: skip
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates, speeds, families, chains, groups = read(store)
+    found, entropy, coordinates, speeds, families, chains, branches, groups = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
     scaled = draw_scaling_sections(families)
     reasoned = draw_reasoning(chains)
     trained = draw_training(groups)
+    branched = draw_adapters(*branches)
     timed = replace(read_kernels(), speeds=speeds)
     kernels = draw_kernels(timed)
     there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
              scaling_page.PAGE: scaled, reasoning_page.PAGE: reasoned,
-             training_page.PAGE: trained}  # fmt: skip
+             training_page.PAGE: trained, adapters_page.PAGE: branched}  # fmt: skip
     beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
@@ -71,9 +86,11 @@ def report(store: Path, out: Path, figures: bool) -> None:
         made[out / reasoning_page.PAGE] = render_reasoning(reasoned, beside_report=bool(drawn)).encode()
     if trained:
         made[out / training_page.PAGE] = render_training(trained, beside_report=bool(drawn)).encode()
+    if branched:
+        made[out / adapters_page.PAGE] = render_adapters(branched, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        files = figure_files(drawn, coded + turned + scaled + reasoned + trained, kernels)
+        files = figure_files(drawn, coded + turned + scaled + reasoned + trained + branched, kernels)
         made |= {out / "figures" / name: content for name, content in files.items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +100,10 @@ def report(store: Path, out: Path, figures: bool) -> None:
 
 def read(
     path: Path,
-) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...], list[Chain], list[Trained]]:
-    """The studies of the store at `path`, and what it says of entropy, coordinates, speed, scaling, reasoning
-    and training.
+) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...], list[Chain], Branches,
+           list[Trained]]:  # fmt: skip
+    """The studies of the store at `path`, and what it says of entropy, coordinates, speed, scaling, reasoning,
+    adapters (with what is forgotten, and memory) and training.
 
     Models that are there for curves of doses are seen there alone, on the page of coordinates, and those of a scaling
     study on its own page. Raises `ValueError` if there is no store, or nothing in it.
@@ -100,11 +118,12 @@ def read(
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
             speeds, families = newest(store.speeds()), read_scaling(store)
             chains, groups = read_reasoning(store), read_training(store, found)
+            branches = read_adapters(store, found), read_forgetting(store, found), read_memory(store)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains)):
+    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains, branches[2])):
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates, speeds, families, chains, groups
+    return found, entropy, coordinates, speeds, families, chains, branches, groups
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

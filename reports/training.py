@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, isfinite, log, nan, sqrt
 
+from reports.adapters import is_adapted
 from reports.frontier import Study
 from suite.store import Record, Store, TrainingRow
 
 UNTRAINED = ("gptq", "rtn")
-_TRAINED = "QuantizationAware("  # in the text of every recipe that is trained
+_TRAINED = "QuantizationAware("  # in the text of every recipe that is trained as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,13 @@ class Trained:
 
 
 def read_training(store: Store, found: Sequence[Study]) -> list[Trained]:
-    """The trained cells of these studies' newest records, by model and seed."""
+    """The trained cells of these studies' newest records, by model and seed; adapters have a page of their own."""
     rows = {(row.cell, row.code, row.env): row for row in store.trainings()}
     groups = []
     for study in found:
-        trained = [r for r in study.measured if (r.cell, r.code, r.env) in rows]
+        trained = [r for r in study.measured if (r.cell, r.code, r.env) in rows and not is_adapted(r.recipe)]
         missing = [(r, _why(r)) for r in (*study.measured, *study.unmeasured)
-                   if _TRAINED in r.recipe and r not in trained]  # fmt: skip
+                   if _TRAINED in r.recipe and not is_adapted(r.recipe) and r not in trained]  # fmt: skip
         for seed in sorted({r.seed for r in (*trained, *(r for r, _ in missing))}):
             groups.append(_group(study, seed, [r for r in trained if r.seed == seed], missing, rows))
     return groups
