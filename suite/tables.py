@@ -121,7 +121,8 @@ def print_retention(setting: Setting, records: Sequence[Record], rows: Sequence[
     console, table = _console(), Table(box=box.SIMPLE_HEAD, pad_edge=False)
     console.print(f"{setting.retention}: unquantized perplexity {bases}; nats gained on the evaluation text and "
                   "forgotten of this one, against the unquantized model before training", highlight=False)  # fmt: skip
-    for name in ("method", "bits", "perplexity", "gained", "forgotten", "control gained", "forgotten", "over it"):
+    headings = ("method", "bits", "perplexity", "gained", "forgotten", "control gained", "control forgotten", "over it")
+    for name in headings:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for r, row in told:
         table.add_row(

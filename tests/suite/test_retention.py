@@ -24,6 +24,7 @@ from suite.store import VOLATILE, Record, RetentionRow, Store
 SCHEDULE = "schedule=Schedule(steps=20, rate=0.002, warmup=0.0), rows=4"
 W3 = "weights=Target(Integer(bits=3, group='row', convention='full-range'))"
 LSQ = f"Recipe({W3}, adaptation=QuantizationAware({SCHEDULE}, start='lsq'))"
+LORA = f"Recipe({W3}, adaptation=LowRank(adapters=Adapters(rank=2), {SCHEDULE}))"
 CACHE = "cache=CacheTarget(keys=CacheGrid(grid=Integer(bits=2, group='row')), values=CacheGrid(grid=Integer(bits=2)))"
 
 
@@ -52,11 +53,12 @@ def stable(record):
     return asdict(replace(record, **{name: None for name in VOLATILE if name != "started"}, started=""))
 
 
-def test_gain_and_loss_are_those_of_the_models_measured_on_each_text(run, texts, tmp_path):
-    control = str(control_of(parse(LSQ)))
-    ((record, plain), rows) = run(LSQ, control, retention=texts["retention"])
+@pytest.mark.parametrize("recipe", [LSQ, LORA], ids=["lsq", "adapters"])
+def test_gain_and_loss_are_those_of_the_models_measured_on_each_text(recipe, run, texts, tmp_path):
+    control = str(control_of(parse(recipe)))
+    ((record, plain), rows) = run(recipe, control, retention=texts["retention"])
     row, of_control = sorted(rows, key=lambda row: row.cell != record.cell)
-    ((there, plain_there), _) = run(LSQ, control, store="there.db", evaluation=texts["retention"])
+    ((there, plain_there), _) = run(recipe, control, store="there.db", evaluation=texts["retention"])
     assert (row.text, row.tokens) == (texts["retention"], 10 * 39)
     # the same sums over the same tokens; perplexities are rounded in the last place, their logarithms in the next to it
     near = {"rel_tol": 1e-12, "abs_tol": 1e-12}
