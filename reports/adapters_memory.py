@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from suite.store import MemoryRow, Store
 
 PARTS = ("weights", "adapters", "gradients", "states", "activations")
-FULL = ("full", "lsq", "paretoq")  # methods that train all weights, in the order in which a sentence takes them
+FULL = ("lsq", "paretoq", "full")  # methods that train all weights, in the order in which a sentence takes one
 _KEY = ("model", "model_sha256", "rows", "length", "width", "checkpointing")
 
 
@@ -66,7 +66,10 @@ class Held:
 
 
 def read_memory(store: Store) -> list[Held]:
-    """The trainings of a store by model and micro-batch; of rows that differ in code and environment the newest."""
+    """The trainings of a store by model and micro-batch, models that are there first, then shapes, by size.
+
+    Of rows that differ in code and environment the newest.
+    """
     newest: dict[tuple, MemoryRow] = {}
     for row in store.memory():
         key = tuple(getattr(row, f.name) for f in fields(row)
@@ -77,7 +80,8 @@ def read_memory(store: Store) -> list[Held]:
     settings: dict[tuple, list[MemoryRow]] = {}
     for row in newest.values():
         settings.setdefault(tuple(getattr(row, name) for name in _KEY), []).append(row)
-    return [Held(_trainings(rows)) for _, rows in sorted(settings.items())]
+    made = [Held(_trainings(rows)) for _, rows in sorted(settings.items())]
+    return sorted(made, key=lambda held: (not held.any.model_sha256, max(one.drawn.weights for one in held.trainings)))
 
 
 def _trainings(rows: Iterable[MemoryRow]) -> tuple[Training, ...]:
