@@ -26,6 +26,7 @@ from suite.adaptation.low_rank import LowRank
 from suite.adaptation.quantization_aware import QuantizationAware
 from suite.adaptation.training import Loss, Update
 from suite.adapters import Adapted
+from suite.cache import cache_root
 from suite.grids import DoubleQuantized, Integer, RealScale, Scaled
 from suite.grids.shifted import Shifted
 from suite.learning import control_of
@@ -105,7 +106,7 @@ def _measured_here(task: Task) -> Parts:
     recipe = with_rows(task.recipe, task.rows)
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(0, checkpoint.config.vocab_size, (task.rows, task.length), generator=draw)
-    with mapped_memory(), TemporaryDirectory() as directory:
+    with mapped_memory(), TemporaryDirectory(prefix="new-", dir=cache_root()) as directory:  # on a disk, as in a run
         begin = partial(begun, checkpoint, recipe, Path(directory) if task.paged else None)
         _warm(begin, rows)
         return parts_of(begin, checkpoint, rows)
