@@ -229,4 +229,5 @@ def test_paging_lowers_the_peak_by_the_states(sizes):
     resident, paged = (measured(Task(model=sizes["wide"], recipe=recipe, rows=1, length=16, paged=paged))
                        for paged in (False, True))  # fmt: skip
     largest = 2 * 4 * 2048 * 512
-    assert resident.peak - paged.peak == pytest.approx(resident.states - largest, abs=4 * 2**20)
+    # a step's two temporaries of the largest matrix, as large as its moments, need not lie where those of gradients did
+    assert resident.peak - paged.peak == pytest.approx(resident.states - largest, abs=largest)
