@@ -68,7 +68,7 @@ def cells_plot(adapted: Adapted) -> Plot:
         "unquantized weights, trained on the same tokens by the same schedule and loss. What is not above zero is "
         "hollow at the lower edge. In the middle, the loss over that of the model as it was, neither quantized nor "
         "trained: hollow where training began, as far as the store has that record, at the bits of the trained cell; "
-        "filled where it ended, and dashed where the controls did. Right, the first again by how far the entropy of all "
+        "filled where it ended, dashed where the controls did. Right, the first again by how far the entropy of all "
         "codes of the model, counted together, falls short of their width: a gray line leads from the codes of QLoRA "
         "to those of IR-QLoRA, which are calibrated for entropy block by block, and take an eighth of a bit more."
     )
