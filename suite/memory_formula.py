@@ -28,9 +28,10 @@ Gradients are of what is trained, and AdamW's states two float32 numbers for eac
 
 The peak is what is always there and the largest of: logits and their copy above what is kept, (n + n') V w, after the
 last forward product, and again as gradients at the head; gradients and two temporaries of the largest tensor in the
-optimizer's step; one block's tensors where they are computed anew (Chen, Xu, Zhang, Guestrin 2016, "Training Deep Nets
-with Sublinear Memory Cost", arXiv:1604.06174), with every gradient or every block's input. What a layer's decoding or
-rounding needs for itself is left out. Imports no torch.
+optimizer's step; and what is computed anew in the backward pass, above all that is kept or all gradients: one layer,
+decoded, or adapted and rounded, and with checkpointing one block's tensors (Chen, Xu, Zhang, Guestrin 2016, "Training
+Deep Nets with Sublinear Memory Cost", arXiv:1604.06174). Left out are temporaries of decoding and rounding a layer,
+which here are some 24 bytes for each of its weights, and would be none in a fused kernel. Imports no torch.
 """
 
 import math
@@ -214,7 +215,8 @@ def _above(
     head = kept + w * V * (setting.tokens + setting.predicted)
     if not plan.backward:  # logits, their copy and probabilities; or a matrix with its noise
         return max(head + w * V * setting.predicted, 2 * w * max(*shape.outside, *_sizes(shape)))
-    return max(head, gradients + 2 * WIDE * max(trained), kept + again, gradients + again)
+    layer = max(_anew(plan, w, *size) for size in shape.linears)
+    return max(head, gradients + 2 * WIDE * max(trained), max(kept, gradients) + again + layer)
 
 
 def _sizes(shape: Shape) -> list[int]:
@@ -290,6 +292,14 @@ def _rounding(fake: Fake | None, w: int, n_out: int, n_in: int) -> int:
         return 0
     tensors, flags = fake.aside
     return n_out * n_in * (fake.tensors * w + 1) + fake.groups.count(n_out, n_in) * (tensors * w + flags)
+
+
+def _anew(plan: Plan, w: int, n_out: int, n_in: int) -> int:
+    """A layer that is made for its product: decoded, or adapted and rounded."""
+    if plan.packed is not None:
+        return w * n_out * n_in
+    inside = plan.branch is not None and plan.branch.inside
+    return w * n_out * n_in + _rounding(plan.fake, w, n_out, n_in) if inside else 0
 
 
 def _branch(branch: Branch, w: int, n: int, n_out: int, n_in: int) -> int:
