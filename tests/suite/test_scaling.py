@@ -19,8 +19,8 @@ from suite.readback import PackedModel
 from suite.reference.text import LENGTH
 from suite.rows import VOLATILE
 from suite.scaling import Study, losses_of
-from suite.scaling_family import Budget, Shape, cells_of, checked_bits, family
 from suite.scaling_command import scaling as command
+from suite.scaling_family import Budget, Shape, cells_of, checked_bits, family
 from suite.store import Store
 from suite.tokens import load_tokens
 
