@@ -91,7 +91,7 @@ def missing_tokens(llama, folder):
 
 
 def tokens_of_another_kind(llama, folder):
-    return [llama, "--evaluation", folder / "tokens.json"], "expected a .txt or a .npy file"
+    return [llama, "--evaluation", folder / "tokens.json"], "expected a .txt, .npy or .npz file"
 
 
 def a_row_beyond_the_context(llama, folder):

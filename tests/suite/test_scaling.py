@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from suite import engine, scaling
+from suite import engine, scaling_family
 from suite.evaluation import clustered_se
 from suite.learning import control_of
 from suite.models.checkpoint import REFERENCE, load_model
@@ -57,7 +57,7 @@ def test_tokens_are_the_level_times_the_parameters_within_one_update(hidden, lev
     assert abs(tuned.tokens - 0.1 * wanted) <= (tuned.rows + 2) / 2 * LENGTH
     for phase in (base, tuned, scratch):
         assert phase.rows in (1, 2, 4, 8, 16)
-        assert phase.rows == 1 or phase.updates >= scaling.UPDATES
+        assert phase.rows == 1 or phase.updates >= scaling_family.UPDATES
     assert {cell.tokens for cell in cells_of(budget, BITS)} == {base.tokens + tuned.tokens, scratch.tokens}
 
 
