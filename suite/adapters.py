@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,43 +50,58 @@ class _Product(torch.autograd.Function):
 class Branch(nn.Module):
     """s B A x, in place of a weight: inputs (.., in) to outputs (.., out).
 
-    `pool` (in, groups) takes inputs to the means of groups. An elastic branch has two more paths, whose factors begin
-    at 0: inputs in `rank` runs, averaged, are added to A x, and each number of the sum to a run of outputs (Qin, Ma,
-    Zheng, Li, Zhang, Liu, Luo, Liu, Magno 2024, "Accurate LoRA-Finetuning Quantization of LLMs via Information
-    Retention", arXiv:2402.05445, section 3.3).
+    With the group of every input, `owner` (in,), A takes the means of groups. An elastic branch has two more paths,
+    whose factors begin at 0: inputs in `rank` runs, averaged, are added to A x, and each number of the sum to a run of
+    outputs (Qin, Ma, Zheng, Li, Zhang, Liu, Luo, Liu, Magno 2024, "Accurate LoRA-Finetuning Quantization of LLMs via
+    Information Retention", arXiv:2402.05445, section 3.3).
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float, pool: torch.Tensor | None, elastic: bool):
+    owner: torch.Tensor
+    share: torch.Tensor
+    paths: torch.Tensor
+
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float, owner: torch.Tensor | None, elastic: bool):
         super().__init__()
-        self.A, self.B, self.scale = nn.Parameter(A), nn.Parameter(B), scale
-        self.register_buffer("pool", pool, persistent=False)
+        self.A, self.B, self.scale, self.pooled = nn.Parameter(A), nn.Parameter(B), scale, owner is not None
         self.factors = nn.Parameter(torch.zeros(2, dtype=A.dtype)) if elastic else None
-        if elastic:
-            self.register_buffer("runs", shared_runs(A.shape[1], len(A)).to(A), persistent=False)
-            self.register_buffer("repeats", (shared_runs(len(B), len(A)) > 0).to(A), persistent=False)
+        rank, n_in, n_out = len(A), A.shape[1], len(B)
+        if owner is not None:
+            self.register_buffer("owner", owner, persistent=False)
+            self.register_buffer("share", 1 / torch.bincount(owner).to(A), persistent=False)
+        if elastic:  # places of what is added to A and B, in both flattened, one for each input and output
+            runs, channels = run_of(n_in, rank), torch.arange(n_in)
+            paths = torch.cat([runs * n_in + channels, torch.arange(n_out) * rank + run_of(n_out, rank)])
+            self.register_buffer("paths", paths, persistent=False)
+            self.register_buffer("share", (1 / torch.bincount(runs).to(A))[runs], persistent=False)
 
     def merged(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (rank, inputs or groups) and B (out, rank) with everything in them: the branch is B A x."""
-        A, B = cast(torch.Tensor, self.A), cast(torch.Tensor, self.B)
+        A: torch.Tensor = self.A
+        B: torch.Tensor = self.B
         if self.factors is not None:
-            A, B = A + self.factors[0] * self.runs, B + self.factors[1] * self.repeats.T  # type: ignore[operator, union-attr]
+            into, out = self.paths.split([A.shape[1], len(B)])
+            A = A.flatten().index_add(0, into, self.factors[0] * self.share).view_as(A)
+            B = B.flatten().index_add(0, out, self.factors[1].expand(len(out))).view_as(B)
         return A, self.scale * B
+
+    def means(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (.., in) as the means of groups, (.., groups)."""
+        if bool((self.owner.diff() < 0).any()):
+            x = x[..., self.owner.argsort(stable=True)]
+        groups = len(self.share)
+        size = int(torch.bincount(self.owner).max())
+        x = nn.functional.pad(x, (0, groups * size - x.shape[-1]))  # the last group alone may be short
+        return x.unflatten(-1, (groups, size)).sum(-1) * self.share
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The branch's outputs."""
         A, B = self.merged()
-        return (x if self.pool is None else x @ self.pool) @ A.T @ B.T  # type: ignore[operator]
+        return (self.means(x) if self.pooled else x) @ A.T @ B.T
 
 
-def shared_runs(n: int, rank: int) -> torch.Tensor:
-    """The mean over each of `rank` runs of `n` channels, as even as can be: (rank, n), float32.
-
-    Ranks above `n` have runs of a single channel, in turn.
-    """
-    owner = (torch.arange(n) * rank) // n
-    found = torch.zeros(rank, n)
-    found[owner, torch.arange(n)] = 1.0
-    return found / found.sum(1, keepdim=True).clamp(min=1)
+def run_of(n: int, rank: int) -> torch.Tensor:
+    """Which of `rank` runs, as even as can be, each of `n` channels is in: (n,); some have none where rank is above."""
+    return torch.arange(n) * rank // n
 
 
 class FrozenLinear(nn.Module):
@@ -182,27 +197,23 @@ class Adapted:
 def branch_of(found: Quantized, how: LowRank, generator: torch.Generator, dtype: torch.dtype) -> Branch:
     """A branch as training begins with it: of zeros, or the side that the layer has."""
     n_out, n_in = found.grid.shape
-    pool = pooling(found.grid) if how.pooled and isinstance(found.grid, FittedInteger) else None
-    A, B = begun(n_out, n_in if pool is None else pool.shape[1], how.adapters.rank, generator)
+    owner = groups_of(found.grid) if how.pooled and isinstance(found.grid, FittedInteger) else None
+    A, B = begun(n_out, n_in if owner is None else int(owner.max()) + 1, how.adapters.rank, generator)
     if found.side is not None:
         A, B = found.side.A, found.side.B.float() / how.adapters.scale
-    return Branch(A.to(dtype), B.to(dtype), how.adapters.scale, None if pool is None else pool.to(dtype), how.elastic)
+    return Branch(A.to(dtype), B.to(dtype), how.adapters.scale, owner, how.elastic)
 
 
-def pooling(fitted: FittedInteger) -> torch.Tensor:
-    """The means over the inputs of each group, (in, groups), float64: x times it are the pooled inputs."""
-    columns = fitted.scale.shape[1]
-    index = torch.arange(columns).expand(fitted.scale.shape)
-    owner = fitted.layout.expand(index)[0].expand(fitted.shape[1])
-    found = torch.zeros(fitted.shape[1], columns, dtype=torch.float64)
-    found[torch.arange(fitted.shape[1]), owner] = 1.0
-    return found / found.sum(0)
+def groups_of(fitted: FittedInteger) -> torch.Tensor:
+    """Which group of a row each input is in, (in,)."""
+    index = torch.arange(fitted.scale.shape[1]).expand(fitted.scale.shape)
+    return fitted.layout.expand(index)[0].expand(fitted.shape[1]).contiguous()
 
 
 def dense(branch: Branch) -> torch.Tensor:
     """What a branch comes to as weights (out, in), float64."""
     A, B = (x.detach().double() for x in branch.merged())
-    return B @ A if branch.pool is None else B @ (branch.pool.double() @ A.T).T  # type: ignore[operator, union-attr]
+    return B @ A if not branch.pooled else (B @ A / members(branch))[:, branch.owner]
 
 
 def as_stored(found: Quantized, branch: Branch) -> Quantized:
@@ -213,7 +224,7 @@ def as_stored(found: Quantized, branch: Branch) -> Quantized:
     type that zero points are stored in.
     """
     A, B = branch.merged()
-    if branch.pool is None:
+    if not branch.pooled:
         return replace(found, side=LowRankSide.stored(A, B))
     return merged(found, (B.double() @ A.double()) / members(branch)).as_stored()
 
@@ -228,5 +239,4 @@ def merged(found: Quantized, shift: torch.Tensor) -> Quantized:
 
 def members(branch: Branch) -> torch.Tensor:
     """How many inputs each group of a pooled branch has, (groups,), float64."""
-    assert isinstance(branch.pool, torch.Tensor)
-    return (branch.pool > 0).double().sum(0)
+    return torch.bincount(branch.owner).double()

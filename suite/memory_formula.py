@@ -38,7 +38,7 @@ import math
 from dataclasses import dataclass
 
 WIDE = 4  # bytes of what is float32 in any training: norms, denominators, states
-INDEX = 8  # bytes of a token's number
+INDEX = 8  # bytes of the number of a token or a channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +201,9 @@ def memory_of(shape: Shape, plan: Plan, setting: Setting) -> Parts:
     weights = w * sum(shape.outside) + _linear_bytes(shape, plan, w) + w * shape.head  # frequencies of rotations
     kept, again = _activations(shape, plan, setting)
     resident = 2 * WIDE * max(trained, default=0) if setting.paged and plan.backward else states
-    always = weights + w * (adapters + _constants(shape, plan)) + resident
-    return Parts(weights=weights, adapters=w * (adapters + _constants(shape, plan)), gradients=gradients,
-                 states=states, activations=kept,
+    beside = w * adapters + _constants(shape, plan, w)
+    always = weights + beside + resident
+    return Parts(weights=weights, adapters=beside, gradients=gradients, states=states, activations=kept,
                  peak=always + _above(shape, plan, setting, kept, again, gradients, trained))  # fmt: skip
 
 
@@ -240,13 +240,13 @@ def _beside(plan: Plan, n_out: int, n_in: int) -> list[int]:
     return found
 
 
-def _constants(shape: Shape, plan: Plan) -> int:
-    """Numbers of a branch that are not trained: which channels are averaged, and which run of outputs is whose."""
+def _constants(shape: Shape, plan: Plan, w: int) -> int:
+    """Bytes of a branch that are not trained: which channel is of which group or run, and what share of its mean."""
     branch, total = plan.branch, 0
     for n_out, n_in in shape.linears if branch is not None else ():
         assert branch is not None
-        total += n_in * math.ceil(n_in / branch.pooled) if branch.pooled else 0
-        total += branch.rank * (n_in + n_out) if branch.elastic else 0
+        total += INDEX * n_in + w * math.ceil(n_in / branch.pooled) if branch.pooled else 0
+        total += INDEX * (n_in + n_out) + w * n_in if branch.elastic else 0
     return shape.layers * total
 
 

@@ -30,7 +30,7 @@ def build(*, bits: int, group: int | str = 128, feedback: bool = False, weighted
 
 def _method(name: str, paper: str, arxiv: str, **options: Any) -> Method:
     return Method(name=name, paper=paper, arxiv=arxiv, needs="calibration" if options else "nothing",
-                  bits=(2, 3, 4), build=partial(build, **options))  # fmt: skip
+                  bits=tuple(range(2, 9)), build=partial(build, **options))  # fmt: skip
 
 
 LOW_RANK = _method("low-rank", "ZeroQuant-V2: Exploring Post-training Quantization in LLMs from Comprehensive Study to "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from suite import run
 from suite.adaptation.low_rank import Adapters, LowRank, best_of_rank
 from suite.adaptation.training import Schedule
-from suite.adapters import Adapted, Branch, as_stored, branch_of, dense, merged, pooling
+from suite.adapters import Adapted, Branch, as_stored, branch_of, dense, groups_of, members, merged
 from suite.adapting import adapted_for, rounded_layers
 from suite.learning import control_of, learned_for
 from suite.methods import METHODS, method_named
@@ -151,18 +151,20 @@ def test_a_pooled_branch_merges_exactly_before_zero_points_are_rounded(shape, ra
     grid = parse(f"Target(Integer(bits={bits}, group={group}, convention='real-zero'))").weights
     found = quantize_matrix(W, recipe=Recipe(weights=grid))
     found = replace(found, grid=found.grid.tuned({name: x.double() for name, x in found.grid.tunable().items()}))
-    pool, generator = pooling(found.grid).double(), torch.Generator().manual_seed(shape[2])
+    owner, generator = groups_of(found.grid), torch.Generator().manual_seed(shape[2])
     A, B = (torch.randn(*size, generator=generator, dtype=torch.float64)
-            for size in ((rank, pool.shape[1]), (W.shape[0], rank)))  # fmt: skip
+            for size in ((rank, int(owner.max()) + 1), (W.shape[0], rank)))  # fmt: skip
+    branch = Branch(A, B, 1.0, owner, elastic=False)
     x = drawn((5, W.shape[1], shape[2] + 2))
-    unmerged = x @ found.decode().T + (x @ pool) @ A.T @ B.T
-    into = merged(found, (B @ A) / (pool > 0).sum(0))
+    unmerged = x @ found.decode().T + branch(x).detach()
+    into = merged(found, (B @ A) / members(branch))
     size = float((x.abs() @ (found.decode().abs() + into.decode().abs()).T).max())
     assert (x @ into.decode().T - unmerged).abs().max() <= 1e-12 * max(1.0, size)
     assert torch.equal(into.codes, found.codes)
-    change = (into.decode() - found.decode()) @ pool  # the same for a whole group of a row
-    spread = change[:, pooling(found.grid).argmax(1)] - (into.decode() - found.decode())
-    assert spread.abs().max() <= 1e-12 * max(1.0, size)
+    change = into.decode() - found.decode()
+    assert (change - dense(branch)).abs().max() <= 1e-12 * max(1.0, size)
+    first = torch.tensor([int((owner == group).nonzero()[0, 0]) for group in owner])  # the same for a group of a row
+    assert (change - change[:, first]).abs().max() <= 1e-12 * max(1.0, size)
 
 
 @given(st.integers(1, 20), st.integers(1, 30), st.integers(1, 8), st.booleans())
@@ -174,7 +176,8 @@ def test_elastic_paths_are_a_branch_like_any_other(n_out, n_in, rank, moved):
     assert torch.allclose(branch(x), plain(x), rtol=1e-12, atol=0)
     if moved:
         branch.factors.data = torch.tensor([0.3, -0.7], dtype=torch.float64)
-        hidden = x @ A.T + 0.3 * x @ branch.runs.T
+        runs = torch.stack([x[:, [i for i in range(n_in) if i * rank // n_in == k]].mean(1) for k in range(rank)], 1)
+        hidden = x @ A.T + 0.3 * runs.nan_to_num(0.0)
         repeated = torch.stack([hidden[:, o * rank // n_out] for o in range(n_out)], dim=1)
         assert torch.allclose(branch(x), 0.5 * (hidden @ B.T - 0.7 * repeated), rtol=1e-9, atol=1e-12)
         assert torch.allclose(x @ dense(branch).T, branch(x), rtol=1e-9, atol=1e-12)

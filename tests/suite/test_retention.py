@@ -141,7 +141,8 @@ def test_the_text_of_the_evaluation_is_no_other_text(run, inputs, tmp_path):
     assert not (tmp_path / "s.db").exists()
 
 
-def test_reference_is_the_reference_text(run, monkeypatch, texts):
+def test_reference_is_the_reference_text(run, monkeypatch, texts, tmp_path):
+    monkeypatch.setenv("BITFRONTIER_CACHE", str(tmp_path / "cache"))  # another text under the same name
     monkeypatch.setattr("suite.tokens.read_files", lambda part: {f"{part}.py": f"the {part} part of a text. " * 20})
     (_, (row,)) = run("Recipe()", retention="reference")
     assert row.text == "reference" and row.tokens == len("the evaluation part of a text. " * 20) // 64 * 63
