@@ -207,7 +207,7 @@ def branch_of(found: Quantized, how: LowRank, generator: torch.Generator, dtype:
 def groups_of(fitted: FittedInteger) -> torch.Tensor:
     """Which group of a row each input is in, (in,)."""
     index = torch.arange(fitted.scale.shape[1]).expand(fitted.scale.shape)
-    return fitted.layout.expand(index)[0].expand(fitted.shape[1]).contiguous()
+    return fitted.layout.expand(index)[0].expand(fitted.shape[1]).clone()  # not a view of all rows
 
 
 def dense(branch: Branch) -> torch.Tensor:

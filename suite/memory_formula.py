@@ -303,9 +303,9 @@ def _anew(plan: Plan, w: int, n_out: int, n_in: int) -> int:
 
 
 def _branch(branch: Branch, w: int, n: int, n_out: int, n_in: int) -> int:
-    """A x, s B, what the branch sees if that is its own, and an elastic one's A."""
+    """A x, s B, what the branch sees if that is its own, and an elastic one's A and what is added to it."""
     own = n * math.ceil(n_in / branch.pooled) if branch.pooled else 0
-    return w * (n * branch.rank + n_out * branch.rank + own + (n_in * branch.rank if branch.elastic else 0))
+    return w * (n * branch.rank + n_out * branch.rank + own + (n_in * (branch.rank + 1) if branch.elastic else 0))
 
 
 def _without_gradient(plan: Plan, setting: Setting, shape: Shape) -> int:
