@@ -19,7 +19,7 @@ from suite.methods import METHODS, method_named
 from suite.models.checkpoint import load_model
 from suite.quantize import quantize_matrix
 from suite.quantized import Quantized
-from suite.recipe import Recipe, Target, parse
+from suite.recipe import Recipe, parse
 from suite.side_rounds import error_of, side_of
 from suite.store import Store
 from suite.student import Student
@@ -222,23 +222,18 @@ def test_gradients_of_a_branch_are_those_of_dense_weights(llama, inputs, trainin
             assert torch.allclose(mine.grad, theirs.grad, rtol=1e-7, atol=1e-12), name
 
 
-def test_l4q_begins_as_rounding_to_nearest(llama):
-    checkpoint = load_model(str(llama))
-    student = Student.of(checkpoint, method_named("l4q").recipe(bits=3, group=16), 0)
-    grid = "Target(Integer(bits=3, group=16, convention='full-range'))"
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_l4q_begins_as_rounding_to_nearest(llama, bits):
+    """On levels around zero, as wide as the larger end of a group asks for."""
+    checkpoint, half = load_model(str(llama)), 2 ** (bits - 1)
+    student = Student.of(checkpoint, method_named("l4q").recipe(bits=bits, group=16), 0)
+    assert student.weighed
     for name, fake in student.weighed.items():
-        W = checkpoint.tensor(f"{name}.weight").float()
-        nearest = quantize_matrix(W, recipe=parse(grid)).dequantize()
-        module = student.model.get_submodule(name)
-        ends = W.reshape(len(W), -1, 16) if W.shape[1] % 16 == 0 else None
-        if ends is None:
-            continue
-        scale = torch.maximum(ends.amin(-1) / -4, ends.amax(-1) / 3)
-        assert torch.equal(fake.values()["scale"], scale.half().float()) and (fake.values()["zero"] == 4).all()
-        both = module.weight.detach(), nearest
-        assert both[0].shape == both[1].shape
-        codes = (W / scale.half().float().repeat_interleave(16, 1)).round().clamp(-4, 3)
-        assert torch.equal(both[0], codes * scale.half().float().repeat_interleave(16, 1))
+        groups = checkpoint.tensor(f"{name}.weight").unflatten(1, (-1, 16))
+        scale = torch.maximum(groups.amin(-1) / -half, groups.amax(-1) / (half - 1)).half().float()[..., None]
+        nearest = ((groups / scale).round().clamp(-half, half - 1) * scale).flatten(1)
+        assert torch.equal(student.model.get_submodule(name).weight.detach(), nearest), name
+        assert (fake.values()["zero"] == half).all()
 
 
 def test_l4q_trains_adapters_and_steps_alone(llama, training):
@@ -372,4 +367,3 @@ def test_storing_is_the_only_rounding_there_is(llama, training):
     assert kept.side is None and torch.equal(kept.codes, found.codes) and kept.n_bits == found.n_bits
     again = branch_of(found, recipe.adaptation, torch.Generator(), torch.float32)
     assert again.A.shape[1] == found.grid.scale.shape[1]
-    assert isinstance(recipe.weights, Target)
