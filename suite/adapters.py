@@ -197,7 +197,10 @@ class Adapted:
 def branch_of(found: Quantized, how: LowRank, generator: torch.Generator, dtype: torch.dtype) -> Branch:
     """A branch as training begins with it: of zeros, or the side that the layer has."""
     n_out, n_in = found.grid.shape
-    owner = groups_of(found.grid) if how.pooled and isinstance(found.grid, FittedInteger) else None
+    owner = None
+    if how.pooled:
+        assert isinstance(found.grid, FittedInteger)  # `Recipe.unsupported` refuses others
+        owner = groups_of(found.grid)
     A, B = begun(n_out, n_in if owner is None else int(owner.max()) + 1, how.adapters.rank, generator)
     if found.side is not None:
         A, B = found.side.A, found.side.B.float() / how.adapters.scale

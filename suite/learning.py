@@ -36,9 +36,10 @@ class Learned:
     """A trained model: `checkpoint` holds its unrounded weights; `beside` them what was learned of grids.
 
     `losses_nats` are those of every update, over `tokens` in all. `operations` are the multiplications and additions of
-    matrix products in training: 2 for a weight and a token forth and 4 back, 2 for a teacher's. `unrest` is of the
-    last updates. `rounding` is |W' - W|^2 / |W|^2 of what storing cost that training did not see, of adapters in
-    float16 or merged into zero points; None where training sees what is stored.
+    matrix products in training: 2 for a weight and a token forth and 4 back, 2 for a teacher's, and 2 where adapted
+    weights are multiplied once more in the backward pass. `unrest` is of the last updates. `rounding` is
+    |W' - W|^2 / |W|^2 of what storing cost that training did not see, of adapters in float16 or merged into zero
+    points; None where training sees what is stored.
     """
 
     checkpoint: Checkpoint
@@ -112,6 +113,7 @@ def learned_for(
     trained = replace(begun, held=held, dial=None, known_sha256=digest)
     weights = sum(W.numel() for W in held.values() if W.ndim == 2)
     passes = (6 if how.perturbation is None else 4 * how.perturbation.directions) + (2 if how.distills else 0)
+    passes += 2 if how.adapters is not None else 0
     return Learned(trained, _sorted(found), losses, tokens, passes * weights * tokens, unrest)
 
 

@@ -24,23 +24,25 @@ def with_side(
     """
     if how.weighted and H is None:
         raise ValueError("a weighted side branch needs the layer's inputs")
-    rest, tried = W, list[tuple[float, int, Quantized]]()
-    for nth in range(how.rounds):
+    rest, tried = W, list[tuple[float, Quantized]]()
+    for _ in range(how.rounds):
         plain = rounded(rest)
         side = side_of(W - plain.dequantize().to(W), how, H)
         found = replace(plain, side=side)
-        tried = [min([*tried, (error_of(W, found, how, H), nth, found)], key=lambda one: one[:2])]
+        tried.append((error_of(W, found, how, H), found))
         rest = W - side.product(W.dtype)
-    return tried[0][2]
+    return min(tried, key=lambda one: one[0])[1]  # the first of equals
 
 
 def side_of(E: torch.Tensor, how: LowRank, H: torch.Tensor | None) -> LowRankSide:
     """The best branch for a residual `E` (out, in), as it is stored."""
-    damped = None
-    if how.weighted and H is not None:
-        ridge = DAMPING * H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        damped = H + ridge * torch.eye(len(H), dtype=H.dtype)
+    damped = H + ridge_of(H) * torch.eye(len(H), dtype=H.dtype) if how.weighted and H is not None else None
     return LowRankSide.stored(*best_of_rank(E, how.adapters.rank, damped))
+
+
+def ridge_of(H: torch.Tensor) -> torch.Tensor:
+    """What is added to the diagonal of `H` (in, in), which may have no inverse."""
+    return DAMPING * H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def error_of(W: torch.Tensor, found: Quantized, how: LowRank, H: torch.Tensor | None) -> float:
