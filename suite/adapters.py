@@ -50,7 +50,7 @@ class _Product(torch.autograd.Function):
 class Branch(nn.Module):
     """s B A x, in place of a weight: inputs (.., in) to outputs (.., out).
 
-    With the group of every input, `owner` (in,), A takes the means of groups. An elastic branch has two more paths,
+    With the group of every input, `owner` (in,), A takes the sums of groups. An elastic branch has two more paths,
     whose factors begin at 0: inputs in `rank` runs, averaged, are added to A x, and each number of the sum to a run of
     outputs (Qin, Ma, Zheng, Li, Zhang, Liu, Luo, Liu, Magno 2024, "Accurate LoRA-Finetuning Quantization of LLMs via
     Information Retention", arXiv:2402.05445, section 3.3).
@@ -67,7 +67,6 @@ class Branch(nn.Module):
         rank, n_in, n_out = len(A), A.shape[1], len(B)
         if owner is not None:
             self.register_buffer("owner", owner, persistent=False)
-            self.register_buffer("share", 1 / torch.bincount(owner).to(A), persistent=False)
         if elastic:  # places of what is added to A and B, in both flattened, one for each input and output
             runs, channels = run_of(n_in, rank), torch.arange(n_in)
             paths = torch.cat([runs * n_in + channels, torch.arange(n_out) * rank + run_of(n_out, rank)])
@@ -84,19 +83,19 @@ class Branch(nn.Module):
             B = B.flatten().index_add(0, out, self.factors[1].expand(len(out))).view_as(B)
         return A, self.scale * B
 
-    def means(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs (.., in) as the means of groups, (.., groups)."""
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (.., in) as the sums of groups, (.., groups)."""
         if bool((self.owner.diff() < 0).any()):
             x = x[..., self.owner.argsort(stable=True)]
-        groups = len(self.share)
-        size = int(torch.bincount(self.owner).max())
+        sizes = torch.bincount(self.owner)
+        groups, size = len(sizes), int(sizes.max())
         x = nn.functional.pad(x, (0, groups * size - x.shape[-1]))  # the last group alone may be short
-        return x.unflatten(-1, (groups, size)).sum(-1) * self.share
+        return x.unflatten(-1, (groups, size)).sum(-1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The branch's outputs."""
         A, B = self.merged()
-        return (self.means(x) if self.pooled else x) @ A.T @ B.T
+        return (self.sums(x) if self.pooled else x) @ A.T @ B.T
 
 
 def run_of(n: int, rank: int) -> torch.Tensor:
@@ -216,7 +215,7 @@ def groups_of(fitted: FittedInteger) -> torch.Tensor:
 def dense(branch: Branch) -> torch.Tensor:
     """What a branch comes to as weights (out, in), float64."""
     A, B = (x.detach().double() for x in branch.merged())
-    return B @ A if not branch.pooled else (B @ A / members(branch))[:, branch.owner]
+    return B @ A if not branch.pooled else (B @ A)[:, branch.owner]
 
 
 def as_stored(found: Quantized, branch: Branch) -> Quantized:
@@ -229,7 +228,7 @@ def as_stored(found: Quantized, branch: Branch) -> Quantized:
     A, B = branch.merged()
     if not branch.pooled:
         return replace(found, side=LowRankSide.stored(A, B))
-    return merged(found, (B.double() @ A.double()) / members(branch)).as_stored()
+    return merged(found, B.double() @ A.double()).as_stored()
 
 
 def merged(found: Quantized, shift: torch.Tensor) -> Quantized:
@@ -238,8 +237,3 @@ def merged(found: Quantized, shift: torch.Tensor) -> Quantized:
     assert isinstance(grid, FittedInteger) and grid.zero is not None
     scale = grid.scale.double()
     return replace(found, grid=grid.tuned({"scale": scale, "zero": grid.zero.double() - shift / scale}))
-
-
-def members(branch: Branch) -> torch.Tensor:
-    """How many inputs each group of a pooled branch has, (groups,), float64."""
-    return torch.bincount(branch.owner).double()

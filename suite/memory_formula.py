@@ -20,7 +20,7 @@ the level before rounding, 2 w, which the scale's gradient needs (the first alon
 constants), and a byte for whether it was clipped.
 
 Of frozen weights nothing is kept, as those that are packed are decoded anew in the backward pass: what is left of a
-norm is its input and root, and what adapters read. A branch B A of rank r keeps what it reads (its groups' means, if it
+norm is its input and root, and what adapters read. A branch B A of rank r keeps what it reads (its groups' sums, if it
 sees these), A x, w n r, and s B, w r out. Adapters within the quantizer are computed again in the backward pass, and
 keep what their layer reads. The first norm, whose input is a frozen embedding, keeps neither that nor the root.
 
@@ -241,11 +241,11 @@ def _beside(plan: Plan, n_out: int, n_in: int) -> list[int]:
 
 
 def _constants(shape: Shape, plan: Plan, w: int) -> int:
-    """Bytes of a branch that are not trained: which channel is of which group or run, and what share of its mean."""
+    """Bytes of a branch that are not trained: which group or run a channel is of, and what share of the run's mean."""
     branch, total = plan.branch, 0
     for n_out, n_in in shape.linears if branch is not None else ():
         assert branch is not None
-        total += INDEX * n_in + w * math.ceil(n_in / branch.pooled) if branch.pooled else 0
+        total += INDEX * n_in if branch.pooled else 0
         total += INDEX * (n_in + n_out) + w * n_in if branch.elastic else 0
     return shape.layers * total
 

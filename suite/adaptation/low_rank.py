@@ -42,7 +42,7 @@ class LowRank:
     five of these; one is a correction of plain rounding.
 
     With a `schedule` the branch is trained on micro-batches of `rows`, by the `loss` of next tokens or of the
-    unquantized model's predictions (as in `QuantizationAware`). `pooled` branches see their inputs averaged over the
+    unquantized model's predictions (as in `QuantizationAware`). `pooled` branches see their inputs summed over the
     grid's groups, and are merged into its real zero points (QA-LoRA). An `elastic` one has two paths beside A and B
     (IR-QLoRA): its input pooled to the rank, and its hidden state repeated to the outputs, each times a learned number.
     """

@@ -1,8 +1,9 @@
-"""QA-LoRA: adapters that see the means of groups of inputs, so that they go into the groups' zero points.
+"""QA-LoRA: adapters that see the sums of groups of inputs, so that they go into the groups' zero points.
 
 Xu, Xie, Gu, Chen, Chang, Zhang, Chen, Zhang, Tian 2023, "QA-LoRA: Quantization-Aware Low-Rank Adaptation of Large
 Language Models", arXiv:2309.14717. Groups of 32 inputs, asymmetric, rounded by GPTQ, zero points real numbers, which
-the merge needs. Nothing is left beside the codes. Inputs are averaged, as in the release; the paper writes sums.
+the merge needs. Nothing is left beside the codes. Inputs are summed, as the
+paper writes; the release averages, which asks for another rate.
 """
 
 from typing import Any
