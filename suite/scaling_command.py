@@ -36,11 +36,13 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, 
 @click.option("--tier", type=click.Choice(["smoke", "default", "full"]), default="default", show_default=True,
               help="How many tokens models are evaluated on.")  # fmt: skip
 @click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default="bitfrontier.db", show_default=True)
+@click.option("--autocast", is_flag=True, help="Train with products in bfloat16: faster only where the processor has "
+              "such products.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--dry-run", is_flag=True, help="List the trainings and estimate the time; write nothing.")
 def scaling(
-    out: Path, levels: tuple[float, ...], shapes: tuple[int, ...], bits: tuple[float, ...], dry_run: bool,
-    **options: Any,
+    out: Path, levels: tuple[float, ...], shapes: tuple[int, ...], bits: tuple[float, ...], autocast: bool,
+    dry_run: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Train a family of models into OUT: every shape, at every level, in full precision and at every width.
 
@@ -55,7 +57,7 @@ def scaling(
     from suite.scaling_family import cells_of, checked_bits, family
     from suite.store import Store, holds_store
 
-    budgets, bits = family(shapes, levels), checked_bits(bits)
+    budgets, bits = family(shapes, levels, autocast=autocast), checked_bits(bits)
     if dry_run:
         print_plan(budgets, bits, options["threads"])
         return 0

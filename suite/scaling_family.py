@@ -78,10 +78,14 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A size at a level of tokens per parameter, in three trainings: `base`, `tuned` after it, or `scratch` alone."""
+    """A size at a level of tokens per parameter, in three trainings: `base`, `tuned` after it, or `scratch` alone.
+
+    With `autocast` their products are in bfloat16.
+    """
 
     shape: Shape
     level: float
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.level) and self.level > 0) or self.whole_rows < 10:
@@ -125,7 +129,7 @@ class Budget:
         return Plan(
             seed=seed, batch_rows=self.base.rows, hidden=self.shape.hidden, blocks=BLOCKS, mlp=self.shape.mlp,
             heads=self.shape.heads, cache_heads=self.shape.heads // 2,
-            schedule=Schedule(steps=self.base.updates, rate=self.base.rate, warmup=WARMUP),
+            schedule=Schedule(steps=self.base.updates, rate=self.base.rate, warmup=WARMUP, autocast=self.autocast),
         )  # fmt: skip
 
 
@@ -167,16 +171,18 @@ class ScalingCell:
         return f"{self.method}-{self.bits:g}"
 
 
-def family(shapes: Sequence[int], levels: Sequence[float]) -> list[Budget]:
+def family(shapes: Sequence[int], levels: Sequence[float], *, autocast: bool = False) -> list[Budget]:
     """Every size at every level, the cheapest first; `ValueError` for sizes and levels that cannot be."""
-    found = [Budget(Shape(hidden), level) for level, hidden in product(sorted(set(levels)), sorted(set(shapes)))]
+    sizes = product(sorted(set(levels)), sorted(set(shapes)))
+    found = [Budget(Shape(hidden), level, autocast) for level, hidden in sizes]
     return sorted(found, key=lambda budget: budget.level * budget.shape.parameters**2)
 
 
 def cells_of(budget: Budget, bits: Sequence[float]) -> list[ScalingCell]:
     """The cells of a size at a level: ParetoQ at each of the widths, BitNet where 1.58 is one, and their controls."""
     tuned, scratch = budget.tuned, budget.scratch
-    how: dict[str, Any] = {"steps": tuned.updates, "rows": tuned.rows, "rate": tuned.rate, "warmup": WARMUP}
+    each: dict[str, Any] = {"warmup": WARMUP, "autocast": budget.autocast}
+    how = each | {"steps": tuned.updates, "rows": tuned.rows, "rate": tuned.rate}
     recipes = {width: paretoq(bits=width, **how) for width in checked_bits(bits)}
     both = budget.base.tokens + tuned.tokens
 
@@ -187,7 +193,7 @@ def cells_of(budget: Budget, bits: Sequence[float]) -> list[ScalingCell]:
     found += [cell("paretoq", width, recipe, tuned, both) for width, recipe in recipes.items()]
     if 1.58 in recipes:
         recipe = bitnet(scratch=True, steps=scratch.updates, rows=scratch.rows, rate=scratch.rate,
-                        second_rate=scratch.rate * 0.65, warmup=WARMUP)  # fmt: skip
+                        second_rate=scratch.rate * 0.65, **each)  # fmt: skip
         found.append(cell("full-precision-sub-norm", FULL_BITS, control_of(recipe), scratch, scratch.tokens))
         found.append(cell("bitnet", 1.58, recipe, scratch, scratch.tokens))
     return found

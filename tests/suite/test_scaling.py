@@ -89,6 +89,16 @@ def test_what_cannot_be_a_family_is_refused():
     assert order == [(64, 0.1), (64, 0.25), (128, 0.1), (128, 0.25)]
 
 
+def test_all_trainings_of_a_study_are_in_one_type():
+    for autocast in (False, True):
+        (budget,) = family((64,), (1.0,), autocast=autocast)
+        schedules = [
+            budget.plan(seed=0).schedule,
+            *(c.recipe.adaptation.schedule for c in cells_of(budget, (1, 1.58, 4))),
+        ]
+        assert len(schedules) == 6 and {schedule.autocast for schedule in schedules} == {autocast}
+
+
 def test_models_of_the_family_read_the_shipped_rows(tmp_path):
     own = load_model("reference")
     other = tmp_path / "own"
