@@ -278,7 +278,7 @@ def width_of(point: Point) -> str:
 
 
 def both(row: SmoothingRow) -> float | None:
-    """The root of the sum of the squared ranges of inputs and weights, as `suite.outlier_metrics.Smoothed.both`."""
+    """The root of the sum of the squared ranges of inputs and weights, as `suite.outliers.metrics.Smoothed.both`."""
     return None if row.inputs is None or row.weights is None else float(np.hypot(row.inputs, row.weights))
 
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suite.allocation.mixed_width import allocate
     from suite.engine import run
     from suite.methods import METHODS
-    from suite.mixed_width import allocate
     from suite.models.checkpoint import load_model
     from suite.quantize import quantize_matrix
     from suite.recipe import Recipe
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HOME = {
     "METHODS": "suite.methods",
     "Recipe": "suite.recipe",
-    "allocate": "suite.mixed_width",
+    "allocate": "suite.allocation.mixed_width",
     "load_model": "suite.models.checkpoint",
     "quantize_matrix": "suite.quantize",
     "run": "suite.engine",

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from suite.adapter_files import with_adapter
 from suite.cells import Cell, Pick
 from suite.environment import environment_key
+from suite.learning.adapter_files import with_adapter
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.packed import holds_packed
 from suite.readback import PackedModel, find_base

@@ -12,11 +12,11 @@ from suite.activations import Span, has_static_scale, quantize_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.adaptation.low_rank import LowRank
 from suite.adaptation.straight_through import straight_through
-from suite.block_adaptation import Rows, Tuning
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
 from suite.kv_cache.codec import NO_TABLES, Tables
 from suite.kv_cache.evaluation import evaluate_through, rotate_keys
+from suite.learning.blocks import Rows, Tuning
 from suite.models.architecture import Site, linear, weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.models.outliers import scale_site

@@ -18,15 +18,15 @@ from suite.histograms import CodeCounts
 from suite.kv_cache.codec import NO_TABLES
 from suite.kv_cache.evaluation import one_shot_of
 from suite.kv_cache.fisher import learn
+from suite.learning.retention import retention_row
+from suite.learning.trained import against_control, control_for, trained_for
 from suite.models.checkpoint import Checkpoint
 from suite.outside import quantize_embedding, quantize_head, weights_of
 from suite.packed import Packing
 from suite.quantized import Quantized
 from suite.readback import Size
-from suite.retention import retention_row
 from suite.runtime.evaluation import Evaluated, run_on
 from suite.store import Histogram, LayerRecord, Record, RetentionRow, TrainingRow
-from suite.training import against_control, control_for, trained_for
 from suite.turning import turned_for
 
 

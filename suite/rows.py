@@ -149,7 +149,7 @@ class OutlierRow:
     """How far from even a layer's inputs or weights are, in `coordinates`, a short name for a recipe's `transforms`.
 
     `tensor` is "inputs", whose `layer` is the first that reads them, or "weights". The figures are those of
-    `suite.outlier_metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
+    `suite.outliers.metrics`, `incoherence` of the inputs that of their Gram matrix's eigenvectors; `normal` and
     `massive` count the channels, of `n_channels`, that hold such outliers, inputs' alone. None is not a number.
     """
 
@@ -307,7 +307,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
-    """What a training holds, in bytes, "measured" in a process of its own or "predicted" by `suite.memory_formula`.
+    """What a training holds, in bytes, "measured" in a process of its own or "predicted" by `suite.memory.formula`.
 
     `model_sha256` is empty where there is a model's shape alone. A micro-batch is `rows` of `length` tokens; weights,
     gradients and activations are of numbers of `width` bytes. `adapters` are whatever is trained that the model does

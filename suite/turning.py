@@ -2,12 +2,12 @@
 
 from functools import partial
 
+from suite.learning.rotations import learn_rotations
 from suite.models.checkpoint import Checkpoint
 from suite.models.turn import Turn
 from suite.outside import UnsupportedError, supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe
-from suite.rotation_learning import learn_rotations
 from suite.tokens import Tokens
 from suite.transforms import LearnedRotations, RotateResidual
 

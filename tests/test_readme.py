@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.command import run
+from suite.commands.main import run
 from suite.methods import METHODS
 from suite.recipe import parse
 

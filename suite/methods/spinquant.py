@@ -2,7 +2,7 @@
 
 Liu, Zhao, Fedorov, Soran, Choudhary, Krishnamoorthi, Chandra, Tian, Blankevoort 2024, "SpinQuant: LLM Quantization with
 Learned Rotations", arXiv:2405.16406. R1 of the residual stream and R2 of every block's values are learned
-(`suite/rotation_learning.py`); R3 and R4, Hadamard matrices on queries and keys and on the down projection's input, are
+(`suite.learning.rotations`); R3 and R4, Hadamard matrices on queries and keys and on the down projection's input, are
 there at run time unless `online=False` (the paper's "no had"); R3 shows where the cache is quantized. Defaults
 are the release's: GPTQ with 1% damping, a scale per output channel, symmetric, its range searched; inputs per token,
 asymmetric. `activation_bits=None` quantizes weights alone, and the rotations are then learned on them.

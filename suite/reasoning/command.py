@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suite.allocate_command import integers
+from suite.commands.allocate import integers
 
 if TYPE_CHECKING:
     from suite.store import ReasoningRow
@@ -64,7 +64,7 @@ def print_reasoning(rows: "list[ReasoningRow]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from suite.tables import number
+    from suite.commands.tables import number
 
     first = rows[0]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

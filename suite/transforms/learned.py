@@ -1,4 +1,4 @@
-"""Learned rotations: what SpinQuant learns, and how fast. `suite/rotation_learning.py` learns it.
+"""Learned rotations: what SpinQuant learns, and how fast. `suite/learning/rotations.py` learns it.
 
 Liu et al. 2024, "SpinQuant: LLM Quantization with Learned Rotations", arXiv:2405.16406, section 3.2. Two things differ
 from its release by default, since small models learn next to nothing its way (KL in nats on validation tokens of the

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from suite.adaptation.training import AdamW, Schedule, train
+from suite.learning.objective import next_token_loss
+from suite.learning.student import Student, whole_model
 from suite.methods import method_named
 from suite.models.checkpoint import load_model
-from suite.objective import next_token_loss
 from suite.recipe import Recipe
 from suite.runtime.speed import Spread
-from suite.student import Student, whole_model
 
 TURNS = 12
 METHODS = {"LSQ, 4 bits": ("lsq", 4), "ParetoQ, 4 bits": ("paretoq", 4), "ParetoQ, 2 bits": ("paretoq", 2),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from suite import run
-from suite.adapter_files import BESIDE, CONFIG, TENSORS, Adapter, base_sha256, with_adapter
-from suite.command import main
+from suite.commands.main import main
+from suite.learning.adapter_files import BESIDE, CONFIG, TENSORS, Adapter, base_sha256, with_adapter
 from suite.packed import Header
 from suite.readback import PackedModel
 from suite.side import LowRankSide

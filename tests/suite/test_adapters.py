@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from suite import run
 from suite.adaptation.low_rank import Adapters, LowRank, best_of_rank
 from suite.adaptation.training import Schedule
-from suite.adapters import Adapted, Branch, as_stored, branch_of, dense, groups_of, merged
-from suite.adapting import adapted_for, rounded_layers
-from suite.learning import control_of, learned_for
+from suite.learning.adapters import Adapted, Branch, as_stored, branch_of, dense, groups_of, merged
+from suite.learning.adapting import adapted_for, rounded_layers
+from suite.learning.quantization_aware import control_of, learned_for
+from suite.learning.student import Student
 from suite.methods import METHODS, method_named
 from suite.models.checkpoint import load_model
 from suite.quantize import quantize_matrix
@@ -22,7 +23,6 @@ from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
 from suite.side_rounds import error_of, ridge_of, side_of
 from suite.store import Store
-from suite.student import Student
 
 SHORT = "schedule=Schedule(steps=6, rate=0.01, warmup=0.0, weight_decay=0.0), rows=4"
 W3 = "weights=Target(Integer(bits=3, group=16, convention='real-zero'))"
@@ -294,7 +294,7 @@ def test_training_lowers_the_loss_of_what_is_stored(method, bits, llama, trainin
 
 
 def test_a_killed_training_of_adapters_continues_bit_for_bit(llama, training, monkeypatch):
-    from suite import adapters
+    from suite.learning import adapters
 
     monkeypatch.setattr(adapters, "KEPT", 2)
     checkpoint = load_model(str(llama))

@@ -13,16 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite import allocate_command, engine, mixed_width
-from suite.allocation import InfeasibleBudget, Option, choose, choose_uniform, undominated
-from suite.command import main
+from suite import engine
+from suite.allocation import mixed_width
+from suite.allocation.budget import InfeasibleBudget, Option, choose, choose_uniform, undominated
+from suite.allocation.mixed_width import KINDS, allocate, candidates
+from suite.allocation.sensitivity import Noise
+from suite.commands import allocate as allocate_command
+from suite.commands.main import main
 from suite.evaluation import clustered_se
 from suite.grids import Integer
 from suite.methods import method_named
-from suite.mixed_width import KINDS, allocate, candidates
 from suite.models.checkpoint import load_model
 from suite.recipe import Target, parse
-from suite.sensitivity import Noise
 from suite.tokens import load_tokens
 
 options = st.builds(Option, n_bytes=st.integers(0, 30), loss_nats=st.floats(0, 4, allow_subnormal=False))

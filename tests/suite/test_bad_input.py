@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from suite.command import main
+from suite.commands.main import main
 from suite.store import VERSION, Store
 
 
@@ -264,7 +264,7 @@ def test_a_failed_cell_ends_with_one(llama, inputs, tmp_path, monkeypatch, capfd
 
 def test_the_command_itself_as_a_process(inputs, tmp_path):
     arguments = command(["nowhere"], inputs)
-    code = "import sys; from suite.command import main; sys.argv[0] = 'bitfrontier'; main()"
+    code = "import sys; from suite.commands.main import main; sys.argv[0] = 'bitfrontier'; main()"
     ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True,
                            env=os.environ | {"PYTHONWARNINGS": "default"}, check=False)  # fmt: skip
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -11,7 +11,7 @@ from suite.adaptation.quantization_aware import Gradient
 from suite.bench import Setting, open_bench
 from suite.cells import name_of
 from suite.grids import Integer, TwoSided
-from suite.learning import control_of, learned_for
+from suite.learning.quantization_aware import control_of, learned_for
 from suite.methods.bitdistiller import BITDISTILLER
 from suite.recipe import parse
 from suite.store import Store

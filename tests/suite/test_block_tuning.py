@@ -12,7 +12,6 @@ from float64 import kept_in_float64
 
 from suite import engine
 from suite.adaptation.block_tuning import AQLM_TUNING, QUIP_SHARP_TUNING, BlockTuning, descend
-from suite.block_adaptation import Rows, Tuning
 from suite.blockwise import quantize_block
 from suite.calibration import Calibration
 from suite.grids import (
@@ -40,6 +39,7 @@ from suite.grids import (
     TwoSided,
 )
 from suite.grids.integer import CONVENTIONS
+from suite.learning.blocks import Rows, Tuning
 from suite.models.architecture import linear
 from suite.models.checkpoint import load_model
 from suite.packed import holds_packed

@@ -30,12 +30,12 @@ from suite.grids import (
     TwoLevel,
     TwoSided,
 )
-from suite.learning import control_of, learned_for
+from suite.learning.quantization_aware import control_of, learned_for
+from suite.learning.student import Student, latent
 from suite.models.architecture import linear
 from suite.models.checkpoint import load_model
 from suite.outside import UnsupportedError
 from suite.recipe import Recipe, Target, parse
-from suite.student import Student, latent
 from suite.tokens import load_tokens
 
 FEW = AsymmetricClip(steps=4, most=0.75)  # shares 1, .75, .5

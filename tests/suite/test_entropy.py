@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from suite import engine
 from suite.coding import entropy_bits
-from suite.command import main
+from suite.commands.main import main
 from suite.entropy import Origin, byte_planes, coded_sizes, float_parts, formats, weight_shapes
 from suite.methods import METHODS, method_named
 from suite.models.architecture import linear

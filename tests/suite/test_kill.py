@@ -70,7 +70,7 @@ class Runs:
         self.environment = os.environ | {"BITFRONTIER_CACHE": str(folder / "cache"), "BITFRONTIER_MARK": self.mark}
 
     def start(self):
-        code = "from suite.command import main; main()"
+        code = "from suite.commands.main import main; main()"
         return subprocess.Popen([sys.executable, "-c", code, *self.arguments], cwd=self.folder, env=self.environment,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
 

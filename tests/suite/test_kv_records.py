@@ -102,7 +102,7 @@ def test_a_recipe_of_a_cache_alone_has_the_caches_width_and_the_methods_name():
 
 
 def test_the_command_line_shows_what_caches_hold(llama, inputs, tmp_path, capsys, monkeypatch):
-    from suite.command import main
+    from suite.commands.main import main
 
     arguments = ["run", str(llama), "--methods", "kivi", "--bits", "2,4", "--jobs", "1", "--store", str(tmp_path / "s")]
     monkeypatch.setattr("sys.argv", ["bitfrontier", *arguments, *(x for k, v in inputs.items() for x in (f"--{k}", v))])

@@ -8,17 +8,17 @@ import tiny
 import torch
 
 from suite import run
-from suite import student as students
 from suite.adaptation.training import DivergedError
-from suite.learning import control_of, learned_for
+from suite.learning import student as students
+from suite.learning.objective import batch_of, read
+from suite.learning.quantization_aware import control_of, learned_for
+from suite.learning.student import Student, whole_model
+from suite.learning.sub_norms import with_sub_norms
 from suite.methods import METHODS
 from suite.models.checkpoint import load_model
-from suite.objective import batch_of, read
 from suite.outside import UnsupportedError
 from suite.recipe import parse
 from suite.store import Store
-from suite.student import Student, whole_model
-from suite.sub_norms import with_sub_norms
 
 W3 = "weights=Target(Integer(bits=3, group='row', convention='full-range'))"
 A8 = "activations=Target(Integer(bits=8, group='row', convention='full-range', scale_bits=32))"

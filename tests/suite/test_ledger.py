@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
-from suite import command as commands
 from suite import run
 from suite.adaptation import paging
-from suite.memory import Task, begun, measured, parts_of, plan_of, recipe_for, shape_of, with_rows
-from suite.memory_formula import LLAMAS, Branch, Groups, Packed, Plan, Setting, memory_of
+from suite.commands import main as commands
+from suite.memory.formula import LLAMAS, Branch, Groups, Packed, Plan, Setting, memory_of
+from suite.memory.ledger import Task, begun, measured, parts_of, plan_of, recipe_for, shape_of, with_rows
 from suite.models.checkpoint import load_model
 from suite.recipe import parse
 from suite.rows import VOLATILE, MemoryRow

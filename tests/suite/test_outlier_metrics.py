@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.outlier_metrics import (
+from suite.outliers.metrics import (
     CRITERIA,
     MASSIVE_RATIO,
     NORMAL_RATIO,

@@ -7,11 +7,11 @@ import pytest
 
 from suite.bench import Setting, open_bench
 from suite.calibration import Calibration
-from suite.command import main
+from suite.commands.main import main
+from suite.commands.outliers import dosed
 from suite.models.architecture import linear
-from suite.outlier_metrics import CRITERIA, dynamic_range, eigenvector_incoherence, excess_kurtosis, incoherence
-from suite.outliers import ALPHAS, FRACTIONS, Origin, measure_outliers
-from suite.outliers_command import dosed
+from suite.outliers.figures import ALPHAS, FRACTIONS, Origin, measure_outliers
+from suite.outliers.metrics import CRITERIA, dynamic_range, eigenvector_incoherence, excess_kurtosis, incoherence
 from suite.store import Store
 
 ORIGIN = Origin(model="tiny", model_sha256="0" * 64, data_sha256="1" * 64, code="c", env="e",

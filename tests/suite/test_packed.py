@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from suite import engine
 from suite.bench import open_bench
 from suite.calibration import Calibration
-from suite.command import main
+from suite.commands.main import main
 from suite.methods import METHODS
 from suite.packed import Header, holds_packed
 from suite.quantize import relative_errors

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from suite.adaptation import paging
 from suite.adaptation.paging import MappedFile, PinnedMemory
 from suite.adaptation.training import AdamW, Schedule, train
+from suite.learning.objective import next_token_loss
+from suite.learning.student import whole_model
 from suite.models.checkpoint import load_model
-from suite.objective import next_token_loss
-from suite.student import whole_model
 
 FAULT_AROUND = 1 << 16  # bytes that the kernel maps around a page that is read, by default
 SCHEDULE = Schedule(steps=6, rate=1e-2, weight_decay=0.3, second_from=0.5, second_rate=5e-3, second_decay=0.1)

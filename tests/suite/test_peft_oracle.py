@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from suite.adaptation.low_rank import begun
-from suite.adapters import Branch, FrozenLinear, as_stored, dense
+from suite.learning.adapters import Branch, FrozenLinear, as_stored, dense
 from suite.quantize import quantize_matrix
 
 peft = pytest.importorskip("peft", reason="peft is not installed: it comes with the extra `oracles`")

@@ -6,7 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from suite.adapters import Branch, FrozenLinear
+from suite.learning.adapters import Branch, FrozenLinear
 from suite.methods import method_named
 from suite.quantize import quantize_matrix
 

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from suite import run
 from suite.adaptation.training import Schedule
-from suite.command import bitfrontier
+from suite.commands.main import bitfrontier
+from suite.commands.tables import number
 from suite.models.checkpoint import REFERENCE, load_model
 from suite.reasoning.letters import Letters
 from suite.reasoning.measure import forced, marks, solved, text_nats, written
@@ -42,7 +43,6 @@ from suite.reference import training
 from suite.reference.text import LENGTH
 from suite.runtime.model import Runtime, plain_runtime
 from suite.store import Store
-from suite.tables import number
 from suite.tokens import load_tokens
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite import engine
-from suite.command import bitfrontier
+from suite.commands.main import bitfrontier
 from suite.evaluation import clustered_se
-from suite.learning import control_of
+from suite.learning.quantization_aware import control_of
+from suite.learning.retention import Losses, row_of
 from suite.recipe import parse
-from suite.retention import Losses, row_of
 from suite.store import VOLATILE, Record, RetentionRow, Store
 
 SCHEDULE = "schedule=Schedule(steps=20, rate=0.002, warmup=0.0), rows=4"

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from suite import run
-from suite.command import bitfrontier
+from suite.commands.main import bitfrontier
 from suite.models.checkpoint import load_model
 from suite.runtime import plain_runtime
 from suite.runtime.choice import _crossing

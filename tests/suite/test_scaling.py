@@ -10,17 +10,18 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from suite import engine, scaling_family
+from suite import engine
+from suite.commands.scaling import scaling as command
 from suite.evaluation import clustered_se
-from suite.learning import control_of
+from suite.learning.quantization_aware import control_of
 from suite.models.checkpoint import REFERENCE, load_model
 from suite.packed import HEADER
 from suite.readback import PackedModel
 from suite.reference.text import LENGTH
 from suite.rows import VOLATILE
-from suite.scaling import Study, losses_of
-from suite.scaling_command import scaling as command
-from suite.scaling_family import Budget, Shape, cells_of, checked_bits, family
+from suite.scaling import family as scaling_family
+from suite.scaling.family import Budget, Shape, cells_of, checked_bits, family
+from suite.scaling.study import Study, losses_of
 from suite.store import Store
 from suite.tokens import load_tokens
 
@@ -96,7 +97,7 @@ def test_all_trainings_of_a_study_are_in_one_type():
             budget.plan(seed=0).schedule,
             *(c.recipe.adaptation.schedule for c in cells_of(budget, (1, 1.58, 4))),
         ]
-        assert len(schedules) == 6 and {schedule.autocast for schedule in schedules} == {autocast}
+        assert len(schedules) == 7 and {schedule.autocast for schedule in schedules} == {autocast}
 
 
 def test_models_of_the_family_read_the_shipped_rows(tmp_path):

@@ -8,11 +8,11 @@ import tiny
 import torch
 from torch import nn
 
-from suite import sensitivity
+from suite.allocation import sensitivity
+from suite.allocation.sensitivity import Fisher, Noise, layer_names, linearity
 from suite.evaluation import clustered_se
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.quantize import generator_for
-from suite.sensitivity import Fisher, Noise, layer_names, linearity
 from suite.tokens import Tokens
 
 ROWS, LENGTH = 5, 13

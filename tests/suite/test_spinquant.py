@@ -6,13 +6,10 @@ import tiny
 import torch
 from float64 import kept_in_float64
 
-from suite import rotation_learning, run
+from suite import run
 from suite.grids import Integer
-from suite.methods.spinquant import SPINQUANT
-from suite.models.checkpoint import load_model
-from suite.models.turn import Turn
-from suite.recipe import Recipe, Target
-from suite.rotation_learning import (
+from suite.learning import rotations as rotation_learning
+from suite.learning.rotations import (
     ROWS,
     Network,
     batches,
@@ -24,6 +21,10 @@ from suite.rotation_learning import (
     straight_through,
     through_ranges,
 )
+from suite.methods.spinquant import SPINQUANT
+from suite.models.checkpoint import load_model
+from suite.models.turn import Turn
+from suite.recipe import Recipe, Target
 from suite.rounding import Feedback
 from suite.tokens import Tokens
 from suite.transforms import LearnedRotations, RotateHeads, RotateInputs

@@ -13,7 +13,7 @@ from conftest import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.command import bitfrontier
+from suite.commands.main import bitfrontier
 from suite.models.checkpoint import load_model
 from suite.reasoning.letters import Letters
 from suite.reasoning.problems import training_row

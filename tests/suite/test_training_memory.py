@@ -26,8 +26,8 @@ from suite.methods import method_named
 from suite.models.checkpoint import load_model
 from suite.processes import mapped_memory, steady_memory
 from suite.recipe import Recipe
-from suite.objective import next_token_loss
-from suite.student import Student, whole_model
+from suite.learning.objective import next_token_loss
+from suite.learning.student import Student, whole_model
 
 def mib(name):
     return int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1024

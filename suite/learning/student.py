@@ -22,9 +22,9 @@ from suite.adaptation.quantization_aware import Adapter, FakeInputs, FakeQuantiz
 from suite.adaptation.training import AdamW, Loss, Update, train
 from suite.adaptation.zeroth_order import ZerothOrder
 from suite.calibration import Calibration
+from suite.learning.objective import objective
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
-from suite.objective import objective
 from suite.outside import supported
 from suite.quantize import generator_for
 from suite.recipe import Recipe

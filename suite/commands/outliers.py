@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.allocate_command import integers
+from suite.commands.allocate import integers
 from suite.models.doses import KINDS, MOST, Dose, split_dose
 
 if TYPE_CHECKING:
     from suite.bench import Setting
-    from suite.outliers import Found, Origin
+    from suite.outliers.figures import Found, Origin
     from suite.store import OutlierRow, Record
 
-_COORDINATES = "none,smoothquant,hadamard,orthogonal,quarot,spinquant,duquant"  # `suite.outliers.COORDINATES`
+_COORDINATES = "none,smoothquant,hadamard,orthogonal,quarot,spinquant,duquant"  # `suite.outliers.figures.COORDINATES`
 _METHODS = "rtn,smoothquant,duquant,quarot,spinquant"
 _BITS = 4  # of weights, at every dose
 
@@ -87,11 +87,11 @@ def measure(setting: "Setting", coordinates: tuple[str, ...], seed: int, store: 
     """Measure in each of the coordinates, in `jobs` processes, and write all rows at the end."""
     from datetime import UTC, datetime
 
-    from suite import tables
     from suite.bench import Bench, forget, open_bench
     from suite.calibration import Calibration
+    from suite.commands import tables
     from suite.environment import code_version, environment_key
-    from suite.outliers import Origin, recipe_of
+    from suite.outliers.figures import Origin, recipe_of
     from suite.processes import spread
     from suite.store import Store, holds_store
 
@@ -125,7 +125,7 @@ def _in_coordinates(setting: "Setting", seed: int, origin: "Origin", coordinates
     import torch
 
     from suite.bench import Bench, open_bench
-    from suite.outliers import measure_outliers
+    from suite.outliers.figures import measure_outliers
 
     torch.set_num_threads(setting.threads)
     bench = open_bench(setting, seed)
@@ -143,7 +143,7 @@ def print_outliers(rows: "list[OutlierRow]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from suite.tables import number
+    from suite.commands.tables import number
 
     figures = {"kurtosis": "kurtosis", "max_to_median": "max/median", "incoherence": "mu", "dynamic_range": "range"}
     table = Table(box=box.SIMPLE_HEAD, title="inputs and weights, medians over layers; channels of all inputs")
@@ -197,7 +197,8 @@ def run_doses(
 
     A method or a width that there is not is a `ValueError` before the first cell.
     """
-    from suite import engine, tables
+    from suite import engine
+    from suite.commands import tables
 
     found: dict[str, list[Dosed]] = {name: [] for name in names}
     with tables.ProgressBar() as bar:
@@ -224,7 +225,7 @@ def print_doses(found: dict[str, list[Dosed]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from suite.tables import number
+    from suite.commands.tables import number
 
     headings = list(dict.fromkeys(one.heading for dose in found.values() for one in dose))
     table = Table(box=box.SIMPLE_HEAD, title="KL from the unquantized model (nats); cells' seconds")
@@ -241,6 +242,6 @@ def print_doses(found: dict[str, list[Dosed]]) -> None:
 
 
 def _divergence(record: "Record | None") -> str:
-    from suite.tables import number
+    from suite.commands.tables import number
 
     return "" if record is None else number(record.kl, 3) if record.status == "ok" else record.status

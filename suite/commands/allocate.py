@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from suite.mixed_width import Allocation
+    from suite.allocation.mixed_width import Allocation
 
-_KINDS = ("output", "linearity", "fisher", "uniform")  # `suite.mixed_width.KINDS`, which would import torch
+_KINDS = ("output", "linearity", "fisher", "uniform")  # `suite.allocation.mixed_width.KINDS`, which would import torch
 
 
 def integers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def allocate(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
-    from suite import mixed_width
+    from suite.allocation import mixed_width
     from suite.cells import TIERS
     from suite.models.checkpoint import load_model
     from suite.tokens import load_tokens
@@ -81,7 +81,7 @@ def _print_table(found: "Allocation") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from suite.tables import number
+    from suite.commands.tables import number
 
     table = Table(box=box.SIMPLE_HEAD)
     headings = ("layer", "shape", "bits", "group", "stored bits", "nmse", "slope (nats)", "±", "predicted (nats)")

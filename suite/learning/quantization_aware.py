@@ -23,11 +23,11 @@ from suite.blockwise import Trained
 from suite.cache import cache_root, keep
 from suite.calibration import Calibration
 from suite.environment import code_version, environment_key
+from suite.learning.student import Report, Student, Unrest, how_of
+from suite.learning.sub_norms import with_sub_norms
 from suite.models.checkpoint import Checkpoint
 from suite.processes import mapped_memory
 from suite.recipe import Recipe
-from suite.student import Report, Student, Unrest, how_of
-from suite.sub_norms import with_sub_norms
 from suite.tokens import Tokens
 
 

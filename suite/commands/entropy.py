@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suite.allocate_command import integers
+from suite.commands.allocate import integers
 
 if TYPE_CHECKING:
     from suite.entropy import Format, Origin
@@ -51,7 +51,7 @@ def entropy(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from datetime import UTC, datetime
 
-    from suite import tables
+    from suite.commands import tables
     from suite.entropy import Origin, formats
     from suite.environment import code_version, environment_key
     from suite.models.checkpoint import load_model

@@ -34,7 +34,7 @@ from suite.models.checkpoint import REFERENCE
 from suite.processes import Step, Told
 from suite.readback import PackedModel
 from suite.reference.training import train_reference
-from suite.scaling_family import Budget, ScalingCell, cells_of
+from suite.scaling.family import Budget, ScalingCell, cells_of
 from suite.store import Record, ScalingRow, Store
 from suite.tokens import Tokens
 

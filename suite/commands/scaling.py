@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.allocate_command import integers
+from suite.commands.allocate import integers
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from suite.scaling_family import Budget
+    from suite.scaling.family import Budget
     from suite.store import Record, ScalingRow
 
 
@@ -51,10 +51,10 @@ def scaling(
     law of what came out is on the page that `bitfrontier report` makes.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from suite import tables
-    from suite.command import check_writable
-    from suite.scaling import Study
-    from suite.scaling_family import cells_of, checked_bits, family
+    from suite.commands import tables
+    from suite.commands.main import check_writable
+    from suite.scaling.family import cells_of, checked_bits, family
+    from suite.scaling.study import Study
     from suite.store import Store, holds_store
 
     budgets, bits = family(shapes, levels, autocast=autocast), checked_bits(bits)
@@ -87,8 +87,8 @@ def print_plan(budgets: "Sequence[Budget]", bits: Sequence[float], threads: int)
     from rich import box
     from rich.table import Table
 
-    from suite import tables
-    from suite.scaling_family import seconds_of, trainings
+    from suite.commands import tables
+    from suite.scaling.family import seconds_of, trainings
 
     torch.set_num_threads(threads)
     rate, total = tables.operations_per_second(), 0.0
@@ -112,7 +112,7 @@ def print_rows(rows: "Sequence[ScalingRow]", records: "Sequence[Record]") -> Non
     from rich import box
     from rich.table import Table
 
-    from suite import tables
+    from suite.commands import tables
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("parameters", "level", "method", "bits", "tokens", "MB", "loss, nats"):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from suite.adaptation.low_rank import LowRank
-from suite.adapting import adapted_for
 from suite.bench import Bench
 from suite.calibration import last_hidden
 from suite.evaluation import Comparison, Ended, clustered_se, compare
-from suite.learning import Learned, control_of, learned_for
+from suite.learning.adapting import adapted_for
+from suite.learning.quantization_aware import Learned, control_of, learned_for
 from suite.models.architecture import weight_of
 from suite.models.checkpoint import Checkpoint
 from suite.processes import Step, tell

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from suite.memory_formula import Parts, Setting
+    from suite.memory.formula import Parts, Setting
     from suite.recipe import Recipe
     from suite.rows import MemoryRow
 
@@ -53,8 +53,8 @@ def memory(
     bfloat16 with float32 optimizer states, without and with gradient checkpointing.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from suite.command import check_writable
-    from suite.memory import recipe_for
+    from suite.commands.main import check_writable
+    from suite.memory.ledger import recipe_for
     from suite.store import Store, holds_store
 
     check_writable(store)
@@ -72,8 +72,8 @@ def memory(
 def _predictions(
     shapes: list[str], recipes: "dict[str, Recipe]", *, rows: int, length: int | None, paged: bool, threads: int
 ) -> "Iterator[MemoryRow]":
-    from suite.memory import plan_of, with_rows
-    from suite.memory_formula import LLAMAS, Setting, memory_of
+    from suite.memory.formula import LLAMAS, Setting, memory_of
+    from suite.memory.ledger import plan_of, with_rows
 
     for name in shapes:
         if name not in LLAMAS:
@@ -90,8 +90,8 @@ def _predictions(
 def _measurements(
     model: str, recipes: "dict[str, Recipe]", *, rows: int, length: int | None, paged: bool, threads: int
 ) -> "Iterator[MemoryRow]":
-    from suite.memory import Task, measured, plan_of, shape_of, with_rows
-    from suite.memory_formula import Setting, memory_of
+    from suite.memory.formula import Setting, memory_of
+    from suite.memory.ledger import Task, measured, plan_of, shape_of, with_rows
     from suite.models.checkpoint import load_model
 
     checkpoint = load_model(model)
@@ -136,7 +136,7 @@ def print_rows(rows: "Sequence[MemoryRow]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from suite import tables
+    from suite.commands import tables
 
     console = Console()
     console = console if console.is_terminal else Console(width=120)

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from suite.adapters import Adapted, adapters_of
 from suite.blockwise import Trained, quantize_block
 from suite.cache import cache_root, keep
 from suite.calibration import Calibration
 from suite.environment import code_version, environment_key
-from suite.learning import Learned
+from suite.learning.adapters import Adapted, adapters_of
+from suite.learning.quantization_aware import Learned
+from suite.learning.student import Report, Unrest
 from suite.models.checkpoint import Checkpoint
 from suite.quantized import Quantized
 from suite.recipe import Recipe
-from suite.student import Report, Unrest
 from suite.tokens import Tokens
 
 

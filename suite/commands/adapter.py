@@ -16,8 +16,8 @@ def adapter(packed: str, out: Path) -> None:
     branches it has. For `peft` the base is the dequantized model without branches, not the one that was quantized.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from suite.adapter_files import Adapter, check_adapter_place
-    from suite.command import check_writable
+    from suite.commands.main import check_writable
+    from suite.learning.adapter_files import Adapter, check_adapter_place
     from suite.packed import holds_packed
     from suite.readback import PackedModel
 

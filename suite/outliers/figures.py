@@ -19,7 +19,7 @@ from suite.calibration import Calibration
 from suite.grids import Integer
 from suite.methods import method_named
 from suite.models.architecture import linear
-from suite.outlier_metrics import (
+from suite.outliers.metrics import (
     captured,
     dynamic_range,
     eigenvector_incoherence,

@@ -34,7 +34,7 @@ def tokens(
     from dataclasses import asdict
     from typing import cast, get_args
 
-    from suite.command import check_writable
+    from suite.commands.main import check_writable
     from suite.models.checkpoint import load_model
     from suite.reference.text import Part
     from suite.texts import Wanted, collect, said

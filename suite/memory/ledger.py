@@ -3,7 +3,7 @@
 Parts are counted from what is there: parameters, gradients and optimizer states after an update, and for activations
 what autograd keeps between the forward and the backward pass, storages once and parameters left out. The peak is of the
 process, while it makes updates, above what it took before the model was there. Opening and rounding a model, which goes
-before, is not counted. Plans for the formula that predicts the same (`suite.memory_formula`) are made of recipes here.
+before, is not counted. Plans for the formula that predicts the same (`suite.memory.formula`) are made of recipes here.
 """
 
 import gc
@@ -25,19 +25,19 @@ from torch import nn
 from suite.adaptation.low_rank import LowRank
 from suite.adaptation.quantization_aware import QuantizationAware
 from suite.adaptation.training import Loss, Update
-from suite.adapters import Adapted
 from suite.cache import cache_root
 from suite.grids import DoubleQuantized, Integer, RealScale, Scaled
 from suite.grids.shifted import Shifted
-from suite.learning import control_of
-from suite.memory_formula import Branch, Fake, Groups, Packed, Parts, Plan, Shape
+from suite.learning.adapters import Adapted
+from suite.learning.quantization_aware import control_of
+from suite.learning.student import Student
+from suite.memory.formula import Branch, Fake, Groups, Packed, Parts, Plan, Shape
 from suite.methods import method_named
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint, load_model
 from suite.processes import mapped_memory, peak_mib, reset_peak, resident_bytes
 from suite.quantized import Quantized
 from suite.recipe import Recipe, canonical, trains
-from suite.student import Student
 
 UPDATES = 2  # states are made in the first, and are there from the start in the second
 CONTROLS = {"full": "lsq", "lora": "qlora"}  # unquantized trainings, and a method that they are the control of

@@ -16,14 +16,14 @@ from torch import nn
 from suite.adaptation.low_rank import LowRank, begun
 from suite.adaptation.training import AdamW, Loss, train
 from suite.grids.integer import FittedInteger
+from suite.learning.objective import objective
+from suite.learning.student import KEPT, Report, whole_model
 from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
-from suite.objective import objective
 from suite.quantize import generator_for
 from suite.quantized import Quantized
 from suite.recipe import Recipe
 from suite.side import LowRankSide
-from suite.student import KEPT, Report, whole_model
 
 
 def adapters_of(recipe: Recipe) -> LowRank:

@@ -1,7 +1,7 @@
 """The models of a scaling study: shapes, how many tokens each has, at which rates, and the cells of each.
 
 A level is a number of tokens for each parameter. Nine tenths train a full-precision model, the last tenth what goes on
-from it (`suite.scaling`).
+from it (`suite.scaling.study`).
 """
 
 import math
@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from suite.adaptation.training import Schedule
-from suite.learning import control_of
+from suite.learning.quantization_aware import control_of
 from suite.methods.bitnet import build as bitnet
 from suite.methods.paretoq import PARETOQ
 from suite.methods.paretoq import build as paretoq

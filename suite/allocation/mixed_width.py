@@ -4,9 +4,10 @@ Every candidate (a method's recipe at a width and a group, or a target given) is
 the unquantized model's statistics; its bytes are those that it is stored in. What it is predicted to lose, in nats of
 KL per token:
 
-- `output`: alpha tr(E H E^T) / (||W||^2 tr(H) / in), E = W - Q: the slope alpha from noise (`suite.sensitivity`) times
-  the layer's output error over that of undirected noise of unit relative size. It gives error feedback its due: on the
-  reference model at 3.5 bits it predicts 0.90 of GPTQ's KL, and the other two kinds 3.8 times as much as there is.
+- `output`: alpha tr(E H E^T) / (||W||^2 tr(H) / in), E = W - Q: the slope alpha from noise
+  (`suite.allocation.sensitivity`) times the layer's output error over that of undirected noise of unit relative size.
+  It gives error feedback its due: on the reference model at 3.5 bits it predicts 0.90 of GPTQ's KL, and the other two
+  kinds 3.8 times as much as there is.
 - `linearity`: alpha ||E||^2 / ||W||^2, the linearity theorem's own. The same for errors without direction.
 - `fisher`: 1/2 sum F E^2 with the diagonal Fisher information: by far the quickest, and without direction too. In the
   checkpoint's coordinates, so that recipes with transforms are refused.
@@ -27,7 +28,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from suite.allocation import Option, choose, choose_uniform
+from suite.allocation.budget import Option, choose, choose_uniform
+from suite.allocation.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.blockwise import quantize_block
 from suite.cache import keep_array
 from suite.calibration import Calibration
@@ -39,7 +41,6 @@ from suite.models.architecture import linear
 from suite.models.checkpoint import Checkpoint
 from suite.quantize import generator_for, quantize_layer
 from suite.recipe import Recipe, Target
-from suite.sensitivity import Ends, Fisher, Labels, Noise, Slope, layer_names, linearity
 from suite.tokens import Tokens
 from suite.turning import turned_for
 

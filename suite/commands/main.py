@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suite.adapter_command import adapter
-from suite.allocate_command import allocate
-from suite.entropy_command import entropy
-from suite.memory_command import memory
-from suite.outliers_command import outliers
+from suite.commands.adapter import adapter
+from suite.commands.allocate import allocate
+from suite.commands.entropy import entropy
+from suite.commands.memory import memory
+from suite.commands.outliers import outliers
+from suite.commands.scaling import scaling
+from suite.commands.speed import speed
+from suite.commands.tokens import tokens
 from suite.reasoning.command import reasoning
-from suite.scaling_command import scaling
-from suite.speed_command import speed
-from suite.tokens_command import tokens
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -146,7 +146,8 @@ def run(dry_run: bool, **options: Any) -> int:
     """
     check_writable(options["store"], options["save"], options["export"])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from suite import engine, tables
+    from suite import engine
+    from suite.commands import tables
     from suite.store import Store
 
     recipes = options.pop("recipes")
@@ -191,7 +192,7 @@ def check_writable(*paths: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
 def methods(as_json: bool) -> None:
     """List every method: paper, targets, choices, bits, what it needs."""
-    from suite import tables
+    from suite.commands import tables
     from suite.methods import METHODS
 
     if as_json:
@@ -206,7 +207,7 @@ def methods(as_json: bool) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="All fields, as CSV.")
 def show(store: Path, as_json: bool, as_csv: bool) -> None:
     """Show the records of a store."""
-    from suite import tables
+    from suite.commands import tables
     from suite.store import Store
 
     if as_json and as_csv:
@@ -240,7 +241,7 @@ def train_reference(out: Path, steps: int | None, rate: float | None, threads: i
 
     import torch
 
-    from suite import tables
+    from suite.commands import tables
     from suite.reference.training import Plan, train_reference
 
     torch.set_num_threads(threads)

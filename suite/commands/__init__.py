@@ -1,0 +1,1 @@
+"""The command line: a file for each subcommand, and what they print with. `kernels` and `reports` add theirs."""
