@@ -1,0 +1,56 @@
+"""An experiment of the theory: what is measured beside what mathematics says, as points that the report draws.
+
+One file of this folder holds a result, its derivation, and an `Experiment` that sets it against numbers. Imports no
+torch: experiments that need it import it when they run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """On what an experiment runs: a `model` as `bitfrontier run` takes it, and random numbers that follow from `seed`.
+
+    `effort` scales how many draws there are: 1 in the quick tier, more in others.
+    """
+
+    model: str = "reference"
+    seed: int = 0
+    effort: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """`y` at `x` in a series, with the ends of its interval where it has one.
+
+    What is predicted is a series of its own, and `predicted` says so: it is drawn as a line, what is measured as marks.
+    """
+
+    series: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    predicted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A figure's worth of measurements, and what they say in a sentence.
+
+    `name` is its key in stores and file names; `title` says what the figure shows, `source` where the mathematics is
+    from; `x` and `y` are axis labels with units, logarithmic where `log` holds their letter. `interval` says what the
+    points' intervals are. `sentence` draws the conclusion from the points, with their figures, whatever they are.
+    """
+
+    name: str
+    title: str
+    source: str
+    x: str
+    y: str
+    measure: Callable[[Setting], Sequence[Point]]
+    sentence: Callable[[Sequence[Point]], str]
+    log: Literal["", "x", "y", "xy"] = ""
+    interval: str = ""
