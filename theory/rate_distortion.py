@@ -4,18 +4,26 @@ Sources: Shannon (1959), Coding theorems for a discrete source with a fidelity c
 Kolmogorov (1956) and Cover and Thomas (2006), Theorem 10.3.3, for `reverse_waterfilling`; Gish and Pierce (1968),
 Asymptotically efficient quantizing, for the entropy-coded quantizer; Panter and Dite (1951) for the fixed-rate one.
 
-Rates `R` are in bits per component, distortions are mean squared errors; unless variances are given, the source has
-unit variance. Imports no torch, so that reports can draw these curves.
+Rates `R` are in bits per component, distortions are mean squared errors; unless a source or variances are given, the
+source is the Gaussian of unit variance. The constants are what reports draw as floors: factors over `4^-R`, bits and
+decibels to it. Imports no torch, so that reports can draw these curves.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.integrate import quad
 from scipy.optimize import brentq
-from scipy.special import entr, ndtr
+from scipy.special import entr
 
-ECSQ_GAP_BITS_HIGHRATE = float(np.log2(2 * np.pi * np.e / 12) / 2)  # 0.254614: Gish and Pierce (1968), eq. 31
-_HIGHRATE = 9.0  # bits; the curve has met its asymptote to 2.5e-11 here, and rounding parts them again further up
-_REACH = 10.0  # standard deviations; the Gaussian's mass outside is 1.5e-23
+from theory.sources import Source, gaussian
+
+ECSQ_FACTOR_HIGHRATE = float(2 * np.pi * np.e / 12)  # 1.423289: Gish and Pierce (1968), eq. 31
+ECSQ_GAP_BITS_HIGHRATE = float(np.log2(ECSQ_FACTOR_HIGHRATE) / 2)  # 0.254614
+SHAPING_GAIN_DB_UPPER = float(10 * np.log10(ECSQ_FACTOR_HIGHRATE))  # 1.532931: of a ball of many dimensions over a cube
+PANTER_DITE_FACTOR_HIGHRATE = float(np.pi * np.sqrt(3) / 2)  # 2.720699: Panter and Dite (1951)
+SECOND_MOMENT_LOWER = float(1 / (2 * np.pi * np.e))  # 0.0585498: of a ball of many dimensions, Zador (1982)
+_HIGHRATE = 9.0  # bits; the Gaussian's curve has met its asymptote to 2.5e-11, and rounding parts them further up
+_GAUSSIAN = gaussian()
 
 
 def gaussian_distortion(rate: ArrayLike) -> np.ndarray:
@@ -33,13 +41,28 @@ def panter_dite_highrate(rate: ArrayLike) -> np.ndarray:
     >>> round(float(panter_dite_highrate(2)), 5)
     0.17004
     """
-    return np.pi * np.sqrt(3) / 2 * 4.0 ** -_checked(rate)
+    return PANTER_DITE_FACTOR_HIGHRATE * 4.0 ** -_checked(rate)
 
 
-def ecsq_point(step: float) -> tuple[float, float]:
-    """Entropy (bits) and squared error of the uniform midtread quantizer of a unit Gaussian, centroids as outputs.
+def panter_dite_factor(source: Source) -> float:
+    """What `4^-R` is multiplied by in the best fixed-rate scalar quantizer of `source`: `(int p^(1/3))^3 / 12`.
 
-    Cells are `[(k - 1/2) step, (k + 1/2) step]` for all integers k; `step` > 0 is in standard deviations.
+    Of n levels, `n m(x) dx` lie within dx; the error is `int p / (12 n^2 m^2)`, and least for `m ~ p^(1/3)` (Hoelder).
+    The density must have no corners but at zero: the integral is adaptive, to 1e-8 relative.
+
+    >>> from theory.sources import Laplace
+    >>> round(panter_dite_factor(Laplace()), 6)
+    4.5
+    """
+    half, _ = quad(lambda z: source.density(z * source.scale) ** (1 / 3), 0, np.inf, limit=200)
+    return float((2 * half * source.scale) ** 3 / 12)
+
+
+def ecsq_point(step: float, source: Source = _GAUSSIAN) -> tuple[float, float]:
+    """Entropy (bits) and squared error of the uniform midtread quantizer of a source, centroids as outputs.
+
+    Cells are `[(k - 1/2) step, (k + 1/2) step]` for integers k; `step` > 0. Those beyond the source's reach, of a mass
+    of 1e-14, count as one without error.
 
     >>> rate, distortion = ecsq_point(2.42162)
     >>> round(rate, 4), round(distortion, 4)
@@ -47,36 +70,57 @@ def ecsq_point(step: float) -> tuple[float, float]:
     """
     if not step > 0:
         raise ValueError(f"the step must be positive, got {step}")
-    edges = (np.arange(int(_REACH / step) + 3) - 0.5) * step  # cells k >= 0; those below zero mirror them
-    p = -np.diff(ndtr(-edges))  # upper tails, which do not cancel as 1 - small does
-    p[0] = 1 - 2 * ndtr(-step / 2)
-    first_moment = -np.diff(np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi))
-    copies = np.where(np.arange(len(p)) == 0, 1, 2)
+    edges = (np.arange(int(source.reach / step) + 1) + 0.5) * step  # upper ends of the cells k >= 0 but for the last
+    tail = np.append(source.tail(edges), 0.0)  # upper tails do not cancel as 1 - small does
+    p = np.append(1 - 2 * tail[0], -np.diff(tail))
+    first_moment = np.append(0.0, -np.diff(np.append(source.tail_moment(edges), 0.0)))
+    copies = np.where(np.arange(len(p)) == 0, 1, 2)  # those below zero mirror those above
     explained = np.divide(first_moment**2, p, out=np.zeros_like(p), where=p > 0)
-    return float(copies @ entr(p) / np.log(2)), float(1 - copies @ explained)
+    inside = source.variance - 2 * float(source.tail_square(edges[-1]))
+    return float(copies @ entr(p) / np.log(2)), float(inside - copies[:-1] @ explained[:-1])
 
 
-def ecsq_distortion(rate: ArrayLike) -> np.ndarray:
+def ecsq_distortion(rate: ArrayLike, source: Source = _GAUSSIAN) -> np.ndarray:
     """Squared error of the quantizer of `ecsq_point` whose entropy is `rate` bits >= 0; shape of `rate`.
 
-    The step is found by Brent's method to 1e-14 relative; from 9 bits on the high-rate law is used instead, which is
-    exact there to ten digits. Rate 0 gives the variance, 1.
+    The step is found by Brent's method to 1e-14; from 9 bits on the high-rate law `2^(2 h) 4^-R / 12` is used instead,
+    which for the Gaussian is exact there to ten digits. Rate 0 gives the variance.
 
     >>> np.round(ecsq_distortion([1, 2]), 4).tolist()
     [0.3483, 0.0889]
     """
     rates = _checked(rate)
-    return np.array([_ecsq_distortion(R) for R in rates.ravel()]).reshape(rates.shape)
+    return np.array([_ecsq_distortion(R, source) for R in rates.ravel()]).reshape(rates.shape)
 
 
-def _ecsq_distortion(R: float) -> float:
-    """One point of the curve; steps beyond 20 standard deviations have no entropy that float64 can tell from 0."""
+def _ecsq_distortion(R: float, source: Source) -> float:
+    """One point of the curve; cells wider than twice the reach have no entropy that float64 can tell from 0."""
     if R >= _HIGHRATE:
-        return 4.0 ** (ECSQ_GAP_BITS_HIGHRATE - R)
-    if ecsq_point(20.0)[0] >= R:
-        return 1.0
-    log_step = brentq(lambda s: ecsq_point(np.exp(s))[0] - R, np.log(2.0**-_HIGHRATE), np.log(20.0), xtol=1e-14)
-    return ecsq_point(np.exp(log_step))[1]
+        return float(4.0 ** (source.entropy_bits - R) / 12)
+    widest = 2 * source.reach
+    if ecsq_point(widest, source)[0] >= R:
+        return source.variance
+    finest = 2.0 ** (source.entropy_bits - R - 1)  # h <= H + log2 step: here H >= R + 1
+    log_step = brentq(lambda s: ecsq_point(np.exp(s), source)[0] - R, np.log(finest), np.log(widest), xtol=1e-14)
+    return ecsq_point(np.exp(log_step), source)[1]
+
+
+def gaussian_vector_distortion(covariance: ArrayLike, rate: ArrayLike) -> np.ndarray:
+    """Least mean squared error per component of a Gaussian vector of `covariance` (n, n); shape of `rate`.
+
+    An orthogonal turn changes neither errors nor information and makes the components independent, with the eigenvalues
+    as variances: water is filled over those. At high rates it is `det^(1/n) 4^-R`. `rate` is in bits per component.
+
+    >>> gaussian_vector_distortion([[1, 0.6], [0.6, 1]], [0, 1]).round(6).tolist()  # sqrt(1 - 0.36) / 4
+    [1.0, 0.2]
+    """
+    C = np.asarray(covariance, dtype=float)
+    if C.ndim != 2 or C.shape[0] != C.shape[1] or not np.allclose(C, C.T):
+        raise ValueError(f"expected a symmetric covariance, got shape {C.shape}")
+    v = np.linalg.eigvalsh(C)
+    if v[0] < -1e-9 * abs(v[-1]):
+        raise ValueError(f"expected a covariance without negative eigenvalues, got one of {v[0]:g}")
+    return reverse_waterfilling(np.maximum(v, 0), rate) / len(v)
 
 
 def reverse_waterfilling(variances: ArrayLike, rate: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
