@@ -167,7 +167,7 @@ def start_of(recipe: str) -> str | None:
 
 def read_adapters(store: Store, found: Sequence[Study]) -> list[Adapted]:
     """The adapters of these studies' newest records, of every study that has any."""
-    rows = {(row.cell, row.code, row.env): row for row in store.trainings()}
+    rows = {(row.cell, row.code, row.env): row for row in store.rows(TrainingRow)}
     groups = []
     for study in found:
         starts = {(_plain(r.recipe), r.seed): r for r in study.measured}

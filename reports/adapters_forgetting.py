@@ -55,7 +55,7 @@ class Forgetting:
 def read_forgetting(store: Store, found: Sequence[Study]) -> list[Forgetting]:
     """The rows of the newest records of these studies, by study and text."""
     rows: dict[tuple[str, str, str], list[RetentionRow]] = {}
-    for row in store.retention():
+    for row in store.rows(RetentionRow):
         rows.setdefault((row.cell, row.code, row.env), []).append(row)
     made = []
     for study in found:

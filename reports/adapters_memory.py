@@ -71,7 +71,7 @@ def read_memory(store: Store) -> list[Held]:
     Of rows that differ in code and environment the newest.
     """
     newest: dict[tuple, MemoryRow] = {}
-    for row in store.memory():
+    for row in store.rows(MemoryRow):
         key = tuple(getattr(row, f.name) for f in fields(row)
                     if f.name in (*_KEY, "recipe", "method", "bits", "kind", "paged"))  # fmt: skip
         if key not in newest or (row.started, row.code, row.env) > (newest[key].started, newest[key].code,

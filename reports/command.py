@@ -37,6 +37,7 @@ from reports.scaling_page import draw_scaling_sections, render_scaling
 from reports.sections import Section
 from reports.training import Trained, read_training
 from reports.training_page import draw_training, render_training
+from suite.rows import ScalingRow
 from suite.store import SpeedRow, Store
 
 Branches = tuple[list[Adapted], list[Forgetting], list[Held]]  # what the page of adapters is of
@@ -113,10 +114,10 @@ def read(
     with Store(path, create=False) as store:
         try:
             every = studies(store)
-            scaled = {row.model_sha256 for row in store.scaling()}
+            scaled = {row.model_sha256 for row in store.rows(ScalingRow)}
             found = [s for s in every if not is_dose(s.model) and s.model_sha256 not in scaled]
             entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
-            speeds, families = newest(store.speeds()), read_scaling(store)
+            speeds, families = newest(store.rows(SpeedRow)), read_scaling(store)
             chains, groups = read_reasoning(store), read_training(store, found)
             branches = read_adapters(store, found), read_forgetting(store, found), read_memory(store)
         except sqlite3.Error as error:

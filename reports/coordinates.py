@@ -181,8 +181,8 @@ class Coordinates:
 
 def read_coordinates(store: Store, studies: Sequence[Study]) -> Coordinates:
     """What a store holds about outliers and coordinates, for its studies."""
-    return Coordinates(outliers=tuple(store.outliers()), smoothing=tuple(store.smoothing()),
-                       salience=tuple(store.salience()), studies=tuple(studies))  # fmt: skip
+    return Coordinates(outliers=tuple(store.rows(OutlierRow)), smoothing=tuple(store.rows(SmoothingRow)),
+                       salience=tuple(store.rows(SalienceRow)), studies=tuple(studies))  # fmt: skip
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

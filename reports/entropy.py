@@ -220,7 +220,7 @@ def read_entropy(store: Store, studies: Sequence[Study]) -> Entropy:
             shown += [Shown(record=point.records[0], histogram=h, alphabets=len(histograms))
                       for h in histograms if h.counts.sum()]  # fmt: skip
         found.append((study, tuple(shown)))
-    sizes, shapes = tuple(store.coded_sizes()), tuple(store.weight_shapes())
+    sizes, shapes = tuple(store.rows(CodedSize)), tuple(store.weight_shapes())
     return Entropy(studies=tuple(found), errors=errors, sizes=sizes, shapes=shapes)
 
 

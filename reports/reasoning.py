@@ -102,7 +102,7 @@ def read_reasoning(store: Store) -> list[Chain]:
     Of these the newest.
     """
     found: dict[tuple[str, int], dict[str, dict[int, ReasoningRow]]] = {}
-    for row in store.reasoning():
+    for row in store.rows(ReasoningRow):
         rows = found.setdefault((row.base_sha256, row.seed), {}).setdefault(row.model_sha256, {})
         kept = rows.get(row.steps)
         if kept is None or (row.problems, row.started) >= (kept.problems, kept.started):

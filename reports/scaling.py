@@ -70,11 +70,11 @@ class Family:
 def read_scaling(store: Store) -> tuple[Family, ...]:
     """The families of a store, the newest row of every model."""
     newest: dict[tuple, ScalingRow] = {}
-    for row in store.scaling():
+    for row in store.rows(ScalingRow):
         key = (row.data_sha256, row.seed, row.level, row.hidden, row.method, row.bits)
         if key not in newest or (row.started, row.code, row.env) > _recency(newest[key]):
             newest[key] = row
-    trainings = {(t.cell, t.code, t.env): t for t in store.trainings()}
+    trainings = {(t.cell, t.code, t.env): t for t in store.rows(TrainingRow)}
     found: dict[tuple[str, int], list[ScalingRow]] = {}
     for key in sorted(newest):
         found.setdefault((newest[key].data_sha256, newest[key].seed), []).append(newest[key])

@@ -101,7 +101,7 @@ class Trained:
 
 def read_training(store: Store, found: Sequence[Study]) -> list[Trained]:
     """The trained cells of these studies' newest records, by model and seed; adapters have a page of their own."""
-    rows = {(row.cell, row.code, row.env): row for row in store.trainings()}
+    rows = {(row.cell, row.code, row.env): row for row in store.rows(TrainingRow)}
     groups = []
     for study in found:
         trained = [r for r in study.measured if (r.cell, r.code, r.env) in rows and not is_adapted(r.recipe)]

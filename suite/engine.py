@@ -26,6 +26,7 @@ from suite.outside import UnsupportedError
 from suite.packed import check_places, holds_packed
 from suite.processes import Told, peak_mib, reset_peak, spread, steady_memory
 from suite.recipe import Recipe, parse
+from suite.rows import RetentionRow
 from suite.runtime.evaluation import check_runtime
 from suite.store import Record, Store, holds_store
 
@@ -78,7 +79,7 @@ def plan(setting: Setting, chosen: Sequence[Pick], seeds: Sequence[int], store: 
     """
     torch.set_num_threads(setting.threads)
     existing = Store(store, create=False) if store is not None and holds_store(store) else None
-    retained = {(x.cell, x.code, x.env, x.text_sha256) for x in existing.retention()} if existing else set()
+    retained = {(x.cell, x.code, x.env, x.text_sha256) for x in existing.rows(RetentionRow)} if existing else set()
     todo, done = [], []
     for seed in seeds:
         bench = open_bench(setting, seed)

@@ -8,12 +8,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from suite.findings import PointRow, VerdictRow
 from suite.rows import (
     VOLATILE,
     CodedSize,
@@ -42,38 +43,63 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _columns(kind: type) -> str:
+Row = TypeVar("Row")
+
+
+def _columns(kind: type) -> str:  # quoted: "group" means something to SQL
     return ", ".join(f'"{f.name}"' for f in fields(kind))
 
 
 _RECORD = [f.name for f in fields(Record)]
 _LAYER = [f.name for f in fields(LayerRecord)]
-_SPEEDS = f"""create table if not exists speeds ({_columns(SpeedRow)},
-                            primary key (model_sha256, device, threads, product, prompt, tokens, code, env))"""
-_TRAININGS = f"create table if not exists trainings ({_columns(TrainingRow)}, primary key (cell, code, env))"
-_SCALING = f"create table if not exists scaling ({_columns(ScalingRow)}, primary key (cell, code, env))"
-_REASONING = f"""create table if not exists reasoning ({_columns(ReasoningRow)},
-                               primary key (model_sha256, problems_sha256, steps, code, env))"""
-_MEMORY = f"""create table if not exists memory ({_columns(MemoryRow)},
-                            primary key (model, model_sha256, recipe, kind, rows, length, width, checkpointing, paged,
-                                         code, env))"""
-_RETENTION = f"""create table if not exists retention ({_columns(RetentionRow)},
-                                primary key (cell, code, env, text_sha256))"""
-_SIZE = [f'"{f.name}"' for f in fields(CodedSize)]  # quoted: "group" means something to SQL
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of plain values: its name, what a row is, the columns that name one, and the order it is read in."""
+
+    name: str
+    row: type
+    key: str
+    order: str
+
+    @property
+    def sql(self) -> str:
+        """The statement that makes it."""
+        return f"create table if not exists {self.name} ({_columns(self.row)}, primary key ({self.key}))"
+
+
+_CELL = "cell, code, env"
+TABLES = (
+    Table("sizes", CodedSize, "model, model_sha256, layer, recipe, format, coder",
+          "model, model_sha256, format, bits, recipe, coder, layer"),
+    Table("outliers", OutlierRow, "model, model_sha256, data_sha256, layer, transforms, tensor",
+          "model, model_sha256, data_sha256, transforms, tensor, layer"),
+    Table("smoothing", SmoothingRow, "model, model_sha256, data_sha256, layer, alpha, bits",
+          "model, model_sha256, data_sha256, layer, bits, alpha"),
+    Table("salience", SalienceRow, "model, model_sha256, data_sha256, layer, transforms, criterion, fraction, bits",
+          "model, model_sha256, data_sha256, transforms, criterion, layer, bits, fraction"),
+    Table("speeds", SpeedRow, "model_sha256, device, threads, product, prompt, tokens, code, env",
+          "model, model_sha256, device, threads, product, prompt, tokens, code, env"),
+    Table("trainings", TrainingRow, _CELL, _CELL),
+    Table("scaling", ScalingRow, _CELL, f"data_sha256, seed, level, hidden, method, bits, {_CELL}"),
+    Table("reasoning", ReasoningRow, "model_sha256, problems_sha256, steps, code, env",
+          "base_sha256, model, model_sha256, steps, problems_sha256, code, env"),
+    Table("memory", MemoryRow,
+          "model, model_sha256, recipe, kind, rows, length, width, checkpointing, paged, code, env",
+          "model, model_sha256, length, rows, width, method, bits, recipe, paged, checkpointing, kind, code, env"),
+    Table("retention", RetentionRow, f"{_CELL}, text_sha256", f"{_CELL}, text_sha256"),
+    Table("points", PointRow, "experiment, series, place, seed, effort, model, code, env",
+          "experiment, model, effort, seed, code, env, series, place"),
+    Table("verdicts", VerdictRow, "claim, model, effort, code, env", "claim, model, effort, code, env, started"),
+)  # fmt: skip
 _SCHEMA = f"""
 create table records ({", ".join(_RECORD)}, primary key (cell, code, env));
 create table layers (cell, code, env, {", ".join(_LAYER)}, primary key (cell, code, env, layer));
 create table spectra (model_sha256, data_sha256, layer, n_out, variance, energy, eigenvalues,
                       primary key (model_sha256, data_sha256, layer));
 create table histograms (cell, code, env, stream, levels, counts, primary key (cell, code, env, stream));
-create table sizes ({", ".join(_SIZE)}, primary key (model, model_sha256, layer, recipe, format, coder));
 create table shapes (model, model_sha256, layer, n_weights, rms, counts, primary key (model, model_sha256, layer));
-create table outliers ({_columns(OutlierRow)},
-                       primary key (model, model_sha256, data_sha256, layer, transforms, tensor));
-create table smoothing ({_columns(SmoothingRow)},
-                        primary key (model, model_sha256, data_sha256, layer, alpha, bits));
-create table salience ({_columns(SalienceRow)},
-                       primary key (model, model_sha256, data_sha256, layer, transforms, criterion, fraction, bits));
 pragma application_id = {APPLICATION};
 pragma user_version = {VERSION};
 """
@@ -102,9 +128,8 @@ class Store:
             if not connection.execute("pragma user_version").fetchone()[0]:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
-            # stores of this version were made before there were such rows
-            for later in (_SPEEDS, _TRAININGS, _SCALING, _REASONING, _MEMORY, _RETENTION):
-                connection.execute(later)
+            for table in TABLES:  # stores of this version were made before there were some of them
+                connection.execute(table.sql)
         return connection
 
     def close(self) -> None:
@@ -164,13 +189,6 @@ class Store:
         return [Histogram(stream=stream, levels=np.frombuffer(levels), counts=np.frombuffer(counts, dtype=np.int64))
                 for stream, levels, counts in rows]  # fmt: skip
 
-    def coded_sizes(self) -> list[CodedSize]:
-        """All coded sizes, in an order that depends on nothing but them."""
-        order = "order by model, model_sha256, format, bits, recipe, coder, layer"
-        rows = self._connection.execute(f"select {', '.join(_SIZE)} from sizes {order}")
-        names = [f.name for f in fields(CodedSize)]
-        return [CodedSize(**dict(zip(names, row, strict=True))) for row in rows]
-
     def weight_shapes(self) -> list[WeightShape]:
         """How all matrices' weights are distributed, by model and layer."""
         rows = self._connection.execute("select * from shapes order by model, model_sha256, layer")
@@ -178,70 +196,23 @@ class Store:
                             counts=np.frombuffer(counts, dtype=np.int64))
                 for model, sha256, layer, n, rms, counts in rows]  # fmt: skip
 
-    def outliers(self) -> list[OutlierRow]:
-        """How far from even all measured inputs and weights are."""
-        order = "model, model_sha256, data_sha256, transforms, tensor, layer"
-        return [OutlierRow(**row) for row in self._flat("outliers", OutlierRow, order)]
-
-    def smoothing(self) -> list[SmoothingRow]:
-        """Ranges and errors over SmoothQuant's alpha."""
-        order = "model, model_sha256, data_sha256, layer, bits, alpha"
-        return [SmoothingRow(**row) for row in self._flat("smoothing", SmoothingRow, order)]
-
-    def salience(self) -> list[SalienceRow]:
-        """Which share of the error the most salient weights and channels carry."""
-        order = "model, model_sha256, data_sha256, transforms, criterion, layer, bits, fraction"
-        return [SalienceRow(**row) for row in self._flat("salience", SalienceRow, order)]
-
-    def speeds(self) -> list[SpeedRow]:
-        """How fast packed models generated."""
-        if not self._has("speeds"):
+    def rows(self, kind: type[Row]) -> list[Row]:
+        """All rows of a kind, in an order that depends on nothing but them; none where a store has no such table."""
+        (table,) = (table for table in TABLES if table.row is kind)
+        if not self._connection.execute("select 1 from sqlite_master where name = ?", (table.name,)).fetchone():
             return []
-        order = "model, model_sha256, device, threads, product, prompt, tokens, code, env"
-        return [SpeedRow(**row) for row in self._flat("speeds", SpeedRow, order)]
+        read = [bool if field.type is bool else None for field in fields(kind)]  # type: ignore[arg-type]
+        query = f"select {_columns(kind)} from {table.name} order by {table.order}"
+        return [kind(**{field.name: value if of is None else of(value)
+                        for field, of, value in zip(fields(kind), read, row, strict=True)})  # type: ignore[arg-type]
+                for row in self._connection.execute(query)]  # fmt: skip
 
-    def trainings(self) -> list[TrainingRow]:
-        """How the models of cells were trained, and their controls."""
-        if not self._has("trainings"):
-            return []
-        return [TrainingRow(**row) for row in self._flat("trainings", TrainingRow, "cell, code, env")]
-
-    def retention(self) -> list[RetentionRow]:
-        """What cells have gained on one text and forgotten of another."""
-        if not self._has("retention"):
-            return []
-        return [RetentionRow(**row) for row in self._flat("retention", RetentionRow, "cell, code, env, text_sha256")]
-
-    def scaling(self) -> list[ScalingRow]:
-        """The models of scaling studies, by their size."""
-        if not self._has("scaling"):
-            return []
-        order = "data_sha256, seed, level, hidden, method, bits, cell, code, env"
-        return [ScalingRow(**row) for row in self._flat("scaling", ScalingRow, order)]
-
-    def reasoning(self) -> list[ReasoningRow]:
-        """What models make of problems of several steps."""
-        if not self._has("reasoning"):
-            return []
-        order = "base_sha256, model, model_sha256, steps, problems_sha256, code, env"
-        return [ReasoningRow(**row) for row in self._flat("reasoning", ReasoningRow, order)]
-
-    def memory(self) -> list[MemoryRow]:
-        """What trainings hold in memory."""
-        if not self._has("memory"):
-            return []
-        order = "model, model_sha256, length, rows, width, method, bits, recipe, paged, checkpointing, kind, code, env"
-        flags = ("checkpointing", "paged")
-        return [MemoryRow(**{**row, **{name: bool(row[name]) for name in flags}})
-                for row in self._flat("memory", MemoryRow, order)]  # fmt: skip
-
-    def _has(self, table: str) -> bool:
-        return self._connection.execute("select 1 from sqlite_master where name = ?", (table,)).fetchone() is not None
-
-    def _flat(self, table: str, kind: type, order: str) -> Iterator[dict[str, Any]]:
-        names = [f.name for f in fields(kind)]
-        for row in self._connection.execute(f"select {_columns(kind)} from {table} order by {order}"):
-            yield dict(zip(names, row, strict=True))
+    def put_rows(self, *rows: Any) -> None:
+        """Write rows of any kinds of `TABLES`, each in place of the one with the same key, all of them or none."""
+        with self._transaction():
+            for row in rows:
+                (table,) = (table for table in TABLES if table.row is type(row))
+                self._insert(table.name, [list(astuple(row))])
 
     def put(
         self,
@@ -275,25 +246,11 @@ class Store:
         with self._transaction():
             self._insert("spectra", rows)
 
-    def put_sizes(self, sizes: Iterable[CodedSize], shapes: Iterable[WeightShape]) -> None:
-        """Write what a model's matrices take, and how its weights are distributed, replacing the same model's."""
+    def put_shapes(self, shapes: Iterable[WeightShape]) -> None:
+        """Write how a model's weights are distributed, replacing the same model's."""
         with self._transaction():
-            self._insert("sizes", [list(astuple(size)) for size in sizes])
             self._insert("shapes", [[s.model, s.model_sha256, s.layer, s.n_weights, s.rms, _blob(s.counts, "<i8")]
                                     for s in shapes])  # fmt: skip
-
-    def put_outliers(
-        self, outliers: Iterable[OutlierRow], smoothing: Iterable[SmoothingRow], salience: Iterable[SalienceRow]
-    ) -> None:
-        """Write a model's figures of outliers, replacing those of the same model, data, layers and transforms."""
-        with self._transaction():
-            for table, found in (("outliers", outliers), ("smoothing", smoothing), ("salience", salience)):
-                self._insert(table, [list(astuple(row)) for row in found])
-
-    def put_scaling(self, row: ScalingRow) -> None:
-        """Write a model of a scaling study, replacing that of the same cell, code and environment."""
-        with self._transaction():
-            self._insert("scaling", [list(astuple(row))])
 
     def put_speed(self, row: SpeedRow) -> None:
         """Write how fast a packed model generated, and its rate of decoding into the records of the same model.
@@ -307,16 +264,6 @@ class Store:
                    and seed = ? and code = ?""",
                 (row.decode, row.model_sha256, row.base_sha256, row.recipe, row.bits, row.seed, row.code),
             )
-
-    def put_reasoning(self, rows: Iterable[ReasoningRow]) -> None:
-        """Write what models make of problems, replacing rows of the same model, problems, code and environment."""
-        with self._transaction():
-            self._insert("reasoning", [list(astuple(row)) for row in rows])
-
-    def put_memory(self, rows: Iterable[MemoryRow]) -> None:
-        """Write what trainings hold in memory, replacing rows of the same training, kind, code and environment."""
-        with self._transaction():
-            self._insert("memory", [list(astuple(row)) for row in rows])
 
     def _insert(self, table: str, rows: list[list]) -> None:
         if rows:

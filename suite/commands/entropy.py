@@ -75,7 +75,8 @@ def entropy(
             shapes += shaped
             bar.to_block(done)
     with Store(store) as opened:
-        opened.put_sizes(sizes, shapes)
+        opened.put_rows(*sizes)
+        opened.put_shapes(shapes)
     print_sizes(sizes)
 
 

@@ -19,6 +19,7 @@ from suite.commands.scaling import scaling
 from suite.commands.speed import speed
 from suite.commands.tokens import tokens
 from suite.reasoning.command import reasoning
+from suite.rows import RetentionRow
 
 if TYPE_CHECKING:
     from suite.engine import Plan
@@ -169,7 +170,7 @@ def run(dry_run: bool, **options: Any) -> int:
         tables.print_records(records)
         if options["retention"]:
             with Store(options["store"], create=False) as opened:
-                tables.print_retention(plans[0].setting, records, opened.retention())
+                tables.print_retention(plans[0].setting, records, opened.rows(RetentionRow))
         tables.print_places(plans[0].setting, records)
     return int(any(record.status == "failed" for record in records))
 

@@ -64,7 +64,7 @@ def memory(
     for row in _predictions(shapes, recipes, **options) if shapes else _measurements(model, recipes, **options):
         rows.append(row)
     with Store(store) as opened:
-        opened.put_memory(rows)
+        opened.put_rows(*rows)
     print_rows(rows)
     return 0
 

@@ -116,8 +116,7 @@ def measure(setting: "Setting", coordinates: tuple[str, ...], seed: int, store: 
     found.sort(key=lambda rows: coordinates.index(rows.asked))
     outliers = [row for rows in found for row in rows.outliers]
     with Store(store) as opened:
-        opened.put_outliers(outliers, [row for rows in found for row in rows.smoothing],
-                            [row for rows in found for row in rows.salience])  # fmt: skip
+        opened.put_rows(*outliers, *(row for rows in found for row in (*rows.smoothing, *rows.salience)))
     return outliers
 
 

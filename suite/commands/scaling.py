@@ -69,7 +69,7 @@ def scaling(
         records = study.run(budgets, bits, on_step=bar.to_update, on_done=bar.advance)
     with Store(options["store"], create=False) as opened:
         cells = {(record.cell, record.code, record.env) for record in records}
-        rows = [row for row in opened.scaling() if (row.cell, row.code, row.env) in cells]
+        rows = [row for row in opened.rows(ScalingRow) if (row.cell, row.code, row.env) in cells]
     print_rows(rows, records)
     return int(any(record.status != "ok" for record in records))
 

@@ -53,7 +53,7 @@ def reasoning(
     console = Console(stderr=True)
     for rows in track(found, "models", console=console, transient=True, disable=not console.is_interactive):
         with Store(store) as opened:
-            opened.put_reasoning(rows)
+            opened.put_rows(*rows)
         print_reasoning(rows)
     return 0
 

@@ -109,13 +109,13 @@ class Study:
         with Store(self.store) as opened:
             key = bench.cell(pick).id, code_version(), setting.env
             done = opened.finished(*key)
-            if done is not None and key in {(row.cell, row.code, row.env) for row in opened.scaling()}:
+            if done is not None and key in {(row.cell, row.code, row.env) for row in opened.rows(ScalingRow)}:
                 return done
         (record,) = execute(Cells(setting, ((self.seed, pick),), ()), self.store, 1, on_step=on_step)
         if record.status == "ok":
             row = _row(cell, record, PackedModel.open(str(packed)), bench.evaluation)
             with Store(self.store) as opened:
-                opened.put_scaling(row)
+                opened.put_rows(row)
         return record
 
 

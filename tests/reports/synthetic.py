@@ -1,6 +1,7 @@
 """Records, spectra, histograms, coded sizes and stores made up for the tests of the reports."""
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -178,7 +179,8 @@ def fill_entropy(path, found):
         for r in found:
             if r.status == "ok" and r.bits and r.bits <= 8:
                 store.put(r, layers=layer_records(r), histograms=histograms(r))
-        store.put_sizes(coded_sizes(), weight_shapes())
+        store.put_rows(*coded_sizes())
+        store.put_shapes(weight_shapes())
     return path
 
 
@@ -262,8 +264,8 @@ def fill_coordinates(path):
     """A store of doses, caches, and two models' rows."""
     fill(path, [*dosed_records(), *cached_records()])
     with Store(path) as store:
-        store.put_outliers(*coordinate_rows())
-        store.put_outliers(*coordinate_rows("tiny+outliers", 20.0))
+        store.put_rows(*chain(*coordinate_rows()))
+        store.put_rows(*chain(*coordinate_rows("tiny+outliers", 20.0)))
     return path
 
 

@@ -128,7 +128,7 @@ def fill_adapted(path, pairs, others=(), memory=()):
                       retention=kept(r, FORGOTTEN[key]) if key in FORGOTTEN and r.ppl else None)  # fmt: skip
         for r in others:
             store.put(r)
-        store.put_memory(memory)
+        store.put_rows(*memory)
     return path
 
 

@@ -3,6 +3,7 @@ import io
 import re
 from dataclasses import replace
 from html import escape
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy_figures import ORIGIN
 from reports.figures import csv_text, png, svg
 from reports.page import render
+from suite.rows import OutlierRow
 from suite.store import Store
 
 
@@ -70,7 +72,7 @@ def test_every_row_names_its_record_or_model_and_its_command(sections, html):
 
 def test_rows_are_what_the_store_holds(sections, coordinates_path):
     with Store(coordinates_path, create=False) as store:
-        rows = {(r.coordinates, r.tensor, r.layer): r for r in store.outliers() if r.model == "tiny"}
+        rows = {(r.coordinates, r.tensor, r.layer): r for r in store.rows(OutlierRow) if r.model == "tiny"}
         records = {r.cell[:12]: r for r in store.records()}
     found = table(sections, "coordinates-model-tiny", "layers")
     assert len(found) == len(rows)
@@ -95,7 +97,7 @@ def test_verdicts_stand_at_the_top_and_above_their_figures(html):
 def test_the_command_writes_pages_that_name_each_other_and_figures(tmp_path):
     fill(tmp_path / "s.db", cached_records()[:1])
     with Store(tmp_path / "s.db") as store:
-        store.put_outliers(*(rows[:1] for rows in coordinate_rows()))
+        store.put_rows(*(rows[0] for rows in coordinate_rows()))
     arguments = ["--store", str(tmp_path / "s.db"), "--out", str(tmp_path / "out"), "--figures"]
     assert CliRunner().invoke(report, arguments, catch_exceptions=False).exit_code == 0
     texts = {p.name: p.read_text() for p in (tmp_path / "out").glob("*.html")}
@@ -118,7 +120,7 @@ def test_a_store_without_outliers_has_no_such_page(store_path):
 def drawn_of(path, found=(), rows=((), (), ())):
     fill(path, found)
     with Store(path) as store:
-        store.put_outliers(*rows)
+        store.put_rows(*chain(*rows))
     return sections_of(path)
 
 

@@ -128,7 +128,8 @@ def test_the_pages_name_each_other(entropy_path, html):
 
 def test_a_store_of_sizes_alone_has_an_entropy_page(tmp_path):
     with Store(tmp_path / "s.db") as store:
-        store.put_sizes(coded_sizes()[:40], weight_shapes()[:1])
+        store.put_rows(*coded_sizes()[:40])
+        store.put_shapes(weight_shapes()[:1])
     found, entropy, *_ = read(tmp_path / "s.db")
     assert found == [] and [s.stem for s in draw_entropy(entropy, [])] == ["entropy"]
 
@@ -136,7 +137,8 @@ def test_a_store_of_sizes_alone_has_an_entropy_page(tmp_path):
 def drawn_of(path, sizes=(), shapes=(), histograms=(), **changes):
     with Store(path) as store:
         store.put(record(**changes), histograms=histograms)
-        store.put_sizes(sizes, shapes)
+        store.put_rows(*sizes)
+        store.put_shapes(shapes)
     found, entropy, *_ = read(path)
     return draw_entropy(entropy, draw(found)) if entropy.anything else []
 

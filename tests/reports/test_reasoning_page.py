@@ -54,8 +54,8 @@ def path(tmp_path_factory):
     older = [row(0.1, 6, started="2025-01-01T00:00:00Z", code="0.9"),
              row(0.2, 6, problems=20, problems_sha256="few", started="2026-02-01T00:00:00Z")]  # fmt: skip
     with Store(path) as store:
-        store.put_reasoning([*ROWS, *older])
-        store.put_reasoning([row(0.9, 1, seed=1, problems_sha256="q"), row(0.8, 2, base_sha256="o" * 64)])
+        store.put_rows(*[*ROWS, *older])
+        store.put_rows(*[row(0.9, 1, seed=1, problems_sha256="q"), row(0.8, 2, base_sha256="o" * 64)])
     return path
 
 
@@ -83,7 +83,7 @@ def test_models_are_beside_what_they_were_made_of(chains):
 
 def test_models_of_one_recipe_have_lines_of_their_own(tmp_path):
     with Store(tmp_path / "s.db") as store:
-        store.put_reasoning([packed("gptq", 2, 0.8, 1), packed("gptq", 3, 0.9, 1),
+        store.put_rows(*[packed("gptq", 2, 0.8, 1), packed("gptq", 3, 0.9, 1),
                              replace(packed("gptq", 2, 0.9, 1), model="a/mixed", model_sha256="x" * 64)])  # fmt: skip
         (chain,) = read_reasoning(store)
     assert {name: [s.directory for s in solvers] for name, solvers in chain.series.items()} == {
@@ -115,7 +115,7 @@ def test_the_verdict_names_the_fewest_bits_that_keep_most_answers(chains):
 
 def test_errors_that_fall_together_are_named(path, tmp_path):
     with Store(tmp_path / "s.db") as store:
-        store.put_reasoning([row(0.9, 4, right=0.7, excess=0.7 - 0.9**4, excess_se=0.01)])
+        store.put_rows(*[row(0.9, 4, right=0.7, excess=0.7 - 0.9**4, excess_se=0.01)])
         said = chain_verdict(read_reasoning(store)[0])
     assert "All 4 steps are right 4.4 percentage points more often than independent errors would give" in said
     assert said.endswith("by over two standard errors for unquantized.")

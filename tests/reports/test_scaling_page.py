@@ -137,9 +137,9 @@ def test_the_command_makes_the_page_and_keeps_its_models_off_the_others(tmp_path
     with Store(path) as store:
         few = [r for r in ROWS if r.bits == 4]  # with no law to wait for
         for one in few:
-            store.put_scaling(one)
-            store.put_scaling(replace(one, env="older", loss_nats=99.0, started="2025-01-01T00:00:00Z"))
-        assert [r for r in store.scaling() if r.env == "cpu" and r.cell == few[0].cell] == [few[0]]
+            store.put_rows(one)
+            store.put_rows(replace(one, env="older", loss_nats=99.0, started="2025-01-01T00:00:00Z"))
+        assert [r for r in store.rows(ScalingRow) if r.env == "cpu" and r.cell == few[0].cell] == [few[0]]
     found = read(path)
     assert [study.model for study in found[0]] == ["tiny"]
     (family,) = found[4]

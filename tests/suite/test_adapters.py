@@ -21,6 +21,7 @@ from suite.models.checkpoint import load_model
 from suite.quantize import quantize_matrix
 from suite.quantized import Quantized
 from suite.recipe import Recipe, parse
+from suite.rows import TrainingRow
 from suite.side_rounds import error_of, ridge_of, side_of
 from suite.store import Store
 
@@ -259,7 +260,7 @@ def test_an_adapted_cell_is_measured_packed_and_read_back(llama, inputs, trainin
                     **inputs)  # fmt: skip
     assert record.status == "ok", record.reason
     with Store(path, create=False) as store:
-        (row,) = store.trainings()
+        (row,) = store.rows(TrainingRow)
         layers = store.layers(record)
     assert row.updates == 6 and row.operations > 0 and math.isfinite(row.excess_nats) and row.excess_se >= 0
     if "weights" not in recipe:

@@ -14,6 +14,7 @@ from suite.grids import Integer, TwoSided
 from suite.learning.quantization_aware import control_of, learned_for
 from suite.methods.bitdistiller import BITDISTILLER
 from suite.recipe import parse
+from suite.rows import TrainingRow
 from suite.store import Store
 
 BRIEF = {"steps": 12, "rate": 1e-3, "warmup": 0.0, "rows": 4}
@@ -55,7 +56,7 @@ def test_a_cell_is_trained_packed_and_read_back(bits, beside, llama, inputs, tra
     assert record.status == "ok", record.reason
     assert math.isclose(record.bpw, bits + beside / 16)  # 48 and 80 inputs are whole groups
     with Store(tmp_path / "s.db", create=False) as store:
-        (row,) = store.trainings()
+        (row,) = store.rows(TrainingRow)
     assert row.updates == 12 and row.moved > row.moved_control > 0 and math.isfinite(row.excess_nats)
     (again,) = run(str(tmp_path / "packed"), store=tmp_path / "other.db", jobs=1, base=str(llama),
                    evaluation=inputs["evaluation"])  # fmt: skip

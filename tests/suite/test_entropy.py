@@ -18,6 +18,7 @@ from suite.methods import METHODS, method_named
 from suite.models.architecture import linear
 from suite.models.checkpoint import load_model
 from suite.readback import read_packed
+from suite.rows import CodedSize
 from suite.store import Store
 
 ORIGIN = Origin(model="tiny", model_sha256="0" * 64, code="c", env="e", command="bitfrontier entropy", started="now")
@@ -111,7 +112,7 @@ def test_the_command_writes_what_it_prints_and_a_second_run_changes_nothing(llam
             main()
         assert ended.value.code == 0
         with Store(tmp_path / "bitfrontier.db", create=False) as store:
-            kept.append((store.coded_sizes(), store.weight_shapes()))
+            kept.append((store.rows(CodedSize), store.weight_shapes()))
     (first, shapes), (second, again) = kept
     assert len(first) == len(second) and {s.model for s in first} == {"mine"} == {s.model for s in shapes}
     assert [s.n_bits for s in first] == [s.n_bits for s in second] and len(shapes) == len(again)

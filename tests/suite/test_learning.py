@@ -18,6 +18,7 @@ from suite.methods import METHODS
 from suite.models.checkpoint import load_model
 from suite.outside import UnsupportedError
 from suite.recipe import parse
+from suite.rows import TrainingRow
 from suite.store import Store
 
 W3 = "weights=Target(Integer(bits=3, group='row', convention='full-range'))"
@@ -68,7 +69,7 @@ def test_a_trained_cell_is_measured_packed_and_read_back(llama, inputs, training
                     **inputs)  # fmt: skip
     assert record.status == "ok", record.reason
     with Store(path, create=False) as store:
-        (row,) = store.trainings()
+        (row,) = store.rows(TrainingRow)
     assert (row.cell, row.updates) == (record.cell, 6)
     assert row.tokens == 6 * 4 * tiny.CONTEXT and row.operations > 0
     assert math.isfinite(row.excess_nats) and row.excess_se >= 0

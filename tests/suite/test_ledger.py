@@ -15,7 +15,7 @@ from suite.memory.formula import LLAMAS, Branch, Groups, Packed, Plan, Setting, 
 from suite.memory.ledger import Task, begun, measured, parts_of, plan_of, recipe_for, shape_of, with_rows
 from suite.models.checkpoint import load_model
 from suite.recipe import parse
-from suite.rows import VOLATILE, MemoryRow
+from suite.rows import VOLATILE, MemoryRow, TrainingRow
 from suite.store import Store
 
 ROWS, LENGTH = 2, 13
@@ -157,7 +157,7 @@ def test_predictions_are_printed_and_kept(tmp_path, monkeypatch, capfd):
         status, told = refused(["--shape", "7b,70b", "--methods", "full,qlora,zeroqat"], monkeypatch, capfd)
         assert status == 0 and "checkpointing" in told.out and "measured" not in told.out
     with Store(tmp_path / "bitfrontier.db", create=False) as store:
-        rows = store.memory()
+        rows = store.rows(MemoryRow)
     assert len(rows) == 2 * (2 + 2 + 1) and {row.kind for row in rows} == {"predicted"}
     assert all(isinstance(row, MemoryRow) and row.width == 2 for row in rows)
     plan = plan_of(recipe_for("qlora", 4))
@@ -180,7 +180,7 @@ def test_a_paged_run_gives_the_same_records(llama, inputs, tmp_path, monkeypatch
         assert [record.status for record in records] == ["ok", "ok"]
         with Store(path, create=False) as store:
             found.append(([replace(record, **dict.fromkeys(VOLATILE)) for record in store.records()],
-                          store.trainings()))  # fmt: skip
+                          store.rows(TrainingRow)))  # fmt: skip
         assert len(steps) == (2 * 2 * 3 if paged else 0)  # two cells and their controls
     assert found[0] == found[1]
 

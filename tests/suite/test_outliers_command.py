@@ -12,6 +12,7 @@ from suite.commands.outliers import dosed
 from suite.models.architecture import linear
 from suite.outliers.figures import ALPHAS, FRACTIONS, Origin, measure_outliers
 from suite.outliers.metrics import CRITERIA, dynamic_range, eigenvector_incoherence, excess_kurtosis, incoherence
+from suite.rows import OutlierRow, SalienceRow, SmoothingRow
 from suite.store import Store
 
 ORIGIN = Origin(model="tiny", model_sha256="0" * 64, data_sha256="1" * 64, code="c", env="e",
@@ -97,7 +98,8 @@ def test_the_command_writes_its_rows_and_a_second_run_changes_nothing(llama, inp
         assert outliers(monkeypatch, tmp_path, llama, "--coordinates", "none,smoothquant", "--transforms", HADAMARD,
                         "--calibration", inputs["calibration"], "--jobs", 1) == 0  # fmt: skip
         with Store(tmp_path / "bitfrontier.db", create=False) as store:
-            kept.append([replace(r, started="") for r in (*store.outliers(), *store.smoothing(), *store.salience())])
+            found = [row for kind in (OutlierRow, SmoothingRow, SalienceRow) for row in store.rows(kind)]
+            kept.append([replace(row, started="") for row in found])
     assert kept[0] == kept[1] and len(kept[0]) == 3 * 33 + 12 * len(ALPHAS) + 3 * 21 * len(CRITERIA) * len(FRACTIONS)
     assert {r.model for r in kept[0]} == {str(llama)}
     printed = capsys.readouterr().out

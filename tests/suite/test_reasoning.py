@@ -41,6 +41,7 @@ from suite.reasoning.record import Task, measure_reasoning
 from suite.reasoning.scores import Change, Marks, Mean, Scores
 from suite.reference import training
 from suite.reference.text import LENGTH
+from suite.rows import ReasoningRow
 from suite.runtime.model import Runtime, plain_runtime
 from suite.store import Store
 from suite.tokens import load_tokens
@@ -523,7 +524,7 @@ def test_the_command_prints_and_stores(packed, small):
     for words in ("unquantized, perplexity", four, "if independent", "+0.0 ± 0.0"):
         assert words in outputs[0].output
     with Store(root / "command.db", create=False) as store:
-        rows = store.reasoning()
+        rows = store.rows(ReasoningRow)
     assert [(row.model, row.steps) for row in rows] == [
         (str(model), k) for model in sorted([small, root / "four"], key=str) for k in (1, 2)
     ]
@@ -538,9 +539,9 @@ def test_stores_from_before_there_were_problems_are_read_and_written(tmp_path):
         connection.execute("drop table reasoning")
     connection.close()
     with Store(path, create=False) as store:
-        assert store.reasoning() == []
+        assert store.rows(ReasoningRow) == []
     with Store(path) as store:
-        assert store.reasoning() == []
+        assert store.rows(ReasoningRow) == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from suite.evaluation import clustered_se
 from suite.learning.quantization_aware import control_of
 from suite.learning.retention import Losses, row_of
 from suite.recipe import parse
+from suite.rows import TrainingRow
 from suite.store import VOLATILE, Record, RetentionRow, Store
 
 SCHEDULE = "schedule=Schedule(steps=20, rate=0.002, warmup=0.0), rows=4"
@@ -44,7 +45,7 @@ def run(llama, inputs, texts, tmp_path):
         given = {"jobs": 1, "training": texts["training"], **inputs, **options}
         records = engine.run(str(model), recipes=recipes, store=tmp_path / store, **given)
         with Store(tmp_path / store, create=False) as opened:
-            return records, opened.retention()
+            return records, opened.rows(RetentionRow)
 
     return go
 
@@ -72,7 +73,7 @@ def test_gain_and_loss_are_those_of_the_models_measured_on_each_text(recipe, run
     assert math.isclose(row.gained_control_nats, math.log(record.ppl_base / plain.ppl), **near)
     assert math.isclose(row.excess_nats, row.forgotten_nats - row.forgotten_control_nats, **near)
     with Store(tmp_path / "there.db", create=False) as store:
-        training = next(x for x in store.trainings() if x.cell == there.cell)
+        training = next(x for x in store.rows(TrainingRow) if x.cell == there.cell)
     assert math.isclose(row.excess_nats, training.excess_nats, **near)
     assert math.isclose(row.excess_se, training.excess_se, **near)
     # a control is its own: it forgot as much, and nothing over itself
@@ -126,7 +127,7 @@ def test_a_packed_model_is_measured_on_the_other_text_as_it_was(run, texts, llam
     found = []
     for name in ("p.db", "alone.db"):
         with Store(tmp_path / name, create=False) as store:
-            found += store.retention()
+            found += store.rows(RetentionRow)
     kept = ("text_sha256", "ppl", "ppl_base", "gained_nats", "gained_se", "forgotten_nats", "forgotten_se")
     assert [getattr(found[0], name) for name in kept] == [getattr(row, name) for name in kept]
     assert found[0].ppl_control is None is found[0].excess_nats
@@ -198,14 +199,14 @@ def test_rows_are_read_back_with_their_record_and_go_when_it_fails(tmp_path):
         store.put(record, retention=undefined)
         store.put(record, retention=row())
         store.put(record)
-        assert store.retention() == [replace(undefined, excess_se=None), row()]
+        assert store.rows(RetentionRow) == [replace(undefined, excess_se=None), row()]
         with pytest.raises(sqlite3.Error):
             store.put(replace(record, ppl=9.0), retention=row(ppl=object()))
-        assert store.records() == [record] and len(store.retention()) == 2  # both or none
+        assert store.records() == [record] and len(store.rows(RetentionRow)) == 2  # both or none
         store.put(replace(record, cell="other", status="failed"))
-        assert len(store.retention()) == 2
+        assert len(store.rows(RetentionRow)) == 2
         store.put(replace(record, status="failed"))
-        assert store.retention() == []
+        assert store.rows(RetentionRow) == []
 
 
 # The command
@@ -220,7 +221,7 @@ def test_the_command_prints_what_was_gained_and_forgotten(llama, inputs, texts, 
     assert found.exit_code == 0
     with Store(tmp_path / "s.db", create=False) as store:
         records = {record.cell: record for record in store.records()}
-        rows = store.retention()
+        rows = store.rows(RetentionRow)
     assert "nats gained on the evaluation text and forgotten of this one" in " ".join(found.output.split())
     table = found.output.split("control gained")[1]
     for row in rows:

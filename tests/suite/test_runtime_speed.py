@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from suite import run
 from suite.commands.main import bitfrontier
 from suite.models.checkpoint import load_model
+from suite.rows import SpeedRow
 from suite.runtime import plain_runtime
 from suite.runtime.choice import _crossing
 from suite.runtime.record import measure_speed
@@ -69,7 +70,7 @@ def test_speeds_go_into_the_store_and_into_their_records(root, row):
         (before,) = store.records()
         store.put_speed(row)
         store.put_speed(row)
-        assert store.speeds() == [row]
+        assert store.rows(SpeedRow) == [row]
         (after,) = store.records()
     assert before.tokens_per_second is None and after == replace(before, tokens_per_second=row.decode)
 
@@ -95,10 +96,10 @@ def test_stores_from_before_there_was_a_runtime_are_read_and_written(root, row, 
         connection.execute("drop table speeds")
     connection.close()
     with Store(path, create=False) as store:
-        assert store.speeds() == []
+        assert store.rows(SpeedRow) == []
     with Store(path) as store:
         store.put_speed(row)
-        assert store.speeds() == [row]
+        assert store.rows(SpeedRow) == [row]
 
 
 def test_a_row_says_what_was_taken(row):
@@ -131,7 +132,7 @@ def test_the_command_prints_and_stores(root):
     for text in ("decode ", "prefill ", "bfloat16 ", "roofline ", "21 layers: Dequantize", "int8pack does not take"):
         assert text in found.output
     with Store(store, create=False) as opened:
-        (row,) = opened.speeds()
+        (row,) = opened.rows(SpeedRow)
     assert row.product == "int8pack" and row.threads == 1
 
 

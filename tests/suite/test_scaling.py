@@ -18,7 +18,7 @@ from suite.models.checkpoint import REFERENCE, load_model
 from suite.packed import HEADER
 from suite.readback import PackedModel
 from suite.reference.text import LENGTH
-from suite.rows import VOLATILE
+from suite.rows import VOLATILE, ScalingRow, TrainingRow
 from suite.scaling import family as scaling_family
 from suite.scaling.family import Budget, Shape, cells_of, checked_bits, family
 from suite.scaling.study import Study, losses_of
@@ -141,7 +141,7 @@ class Killed(BaseException):
 
 def rows_of(store):
     with Store(store, create=False) as opened:
-        rows, records = opened.scaling(), opened.records()
+        rows, records = opened.rows(ScalingRow), opened.records()
     where = (*VOLATILE, "command", "model")  # a model's name is its directory
     return rows, {(type(r).__name__, r.cell, name): getattr(r, name) for r in (*rows, *records)
                   for name in r.__slots__ if name not in where}  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_loss_of_a_row_is_that_of_the_packed_model(whole):
     assert row.loss_nats == nll.mean() and row.loss_se == clustered_se(nll, tokens.clusters)
     with Store(place / "s.db", create=False) as opened:
         record = next(r for r in opened.records() if r.cell == row.cell)
-        training = next(t for t in opened.trainings() if t.cell == row.cell)
+        training = next(t for t in opened.rows(TrainingRow) if t.cell == row.cell)
     assert np.exp(row.loss_nats) == pytest.approx(record.ppl, rel=1e-12) and record.method == "bitnet"
     control = next(r for r in rows if (r.hidden, r.method) == (32, "full-precision-sub-norm"))
     assert row.loss_nats - control.loss_nats == pytest.approx(training.excess_nats, abs=1e-6)

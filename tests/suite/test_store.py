@@ -69,11 +69,12 @@ def test_what_belongs_to_entropy_is_read_back_and_replaced_with_its_model_or_rec
     with Store(tmp_path / "s.db") as store:
         for n in (7, 1):
             store.put(record(), [], [replace(histogram, counts=histogram.counts + n)])
-            store.put_sizes([replace(size, n_bits=n / 7), replace(size, coder="ans")], [shape])
+            store.put_rows(replace(size, n_bits=n / 7), replace(size, coder="ans"))
+            store.put_shapes([shape])
         (found,), (same,) = store.histograms(record()), store.weight_shapes()
         assert (found.stream, found.levels.tolist()) == (1, [-1.5, 1 / 3])
         assert found.counts.tolist() == [2**40 + 1, 2] and found.counts.dtype == np.int64
-        assert store.coded_sizes() == [replace(size, coder="ans"), size]
+        assert store.rows(CodedSize) == [replace(size, coder="ans"), size]
         assert (same.layer, same.n_weights, same.rms) == ("a", 3, 1 / 3)
         assert np.array_equal(same.counts, shape.counts)
         assert store.histograms(record("other")) == []
@@ -90,12 +91,12 @@ def test_outliers_are_read_back_and_replaced_where_all_that_names_them_is_the_sa
     found = row(OutlierRow, kurtosis=float("inf"), massive=None)
     smooth, salient = row(SmoothingRow), row(SalienceRow)
     with Store(tmp_path / "s.db") as store:
-        store.put_outliers([replace(found, kurtosis=1.0)], [replace(smooth, error=1.0)], [replace(salient, share=1.0)])
-        store.put_outliers([found, replace(found, transforms="()")], [smooth, replace(smooth, alpha=0.0)],
-                           [salient, replace(salient, criterion="another", share=float("nan"))])  # fmt: skip
-        assert store.outliers() == [replace(found, transforms="()"), found]
-        assert store.smoothing() == [replace(smooth, alpha=0.0), smooth]
-        assert store.salience() == [replace(salient, criterion="another", share=None), salient]
+        store.put_rows(replace(found, kurtosis=1.0), replace(smooth, error=1.0), replace(salient, share=1.0))
+        store.put_rows(found, replace(found, transforms="()"), smooth, replace(smooth, alpha=0.0),
+                       salient, replace(salient, criterion="another", share=float("nan")))  # fmt: skip
+        assert store.rows(OutlierRow) == [replace(found, transforms="()"), found]
+        assert store.rows(SmoothingRow) == [replace(smooth, alpha=0.0), smooth]
+        assert store.rows(SalienceRow) == [replace(salient, criterion="another", share=None), salient]
 
 
 @pytest.mark.parametrize("status, finished", [("ok", True), ("skipped", True), ("failed", False)])

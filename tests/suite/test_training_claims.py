@@ -9,6 +9,7 @@ import math
 import pytest
 
 from suite import run
+from suite.rows import TrainingRow
 from suite.store import Store
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ def trained(store, method, bits):
     (record,) = run(methods=[method], bits=[bits], store=store, jobs=1, threads=2)
     assert record.status == "ok", record.reason
     with Store(store, create=False) as opened:
-        (row,) = (row for row in opened.trainings() if row.cell == record.cell)
+        (row,) = (row for row in opened.rows(TrainingRow) if row.cell == record.cell)
     return record, row
 
 
