@@ -40,6 +40,18 @@ def test_the_rule_integrates_polynomials_up_to_twice_its_nodes_exactly(n, steps,
 
 
 @cases
+def test_the_rule_between_two_vectors_is_exact_up_to_one_less_than_its_nodes(n, steps, seed, kind):
+    A, values, V = matrix(n, seed, kind)
+    u, w = np.random.default_rng(seed + 1).normal(size=(2, n))
+    rule = spectral_measure(aslinearoperator(A), u, steps, w)
+    both, size = (V.T @ u) * (V.T @ w) / np.linalg.norm(u), np.abs(values).max()
+    for p in range(len(rule.nodes)):
+        error = rule.cross @ (rule.nodes / size) ** p - both @ (values / size) ** p
+        assert abs(error) < 20 * (p + 1) * n * EPS * np.linalg.norm(w)
+    assert rule.cross_above(-np.inf) == pytest.approx(u @ w / np.linalg.norm(u), abs=20 * n * EPS * np.linalg.norm(w))
+
+
+@cases
 def test_cumulated_weights_bound_the_measure_and_residuals_the_eigenvalues(n, steps, seed, kind):
     A, values, V = matrix(n, seed, kind)
     u = np.random.default_rng(seed + 1).normal(size=n)

@@ -14,6 +14,9 @@ Gauss rule of the measure. What follows from that, and is tested:
   Stieltjes);
 - an eigenvalue of A lies within |beta_m S_mk| of theta_k, as the residual of the Ritz vector Q S_k has that length.
 
+Of another vector w the same run gives u^T f(A) w = e_1^T f(T) Q^T w, exactly for polynomials up to degree m - 1: the
+weights S_1k (S^T Q^T w)_k say how much of u^T w is at which eigenvalue.
+
 For random u with E[u u^T] = I / n the mean of the measures is the spectral density of A, and n times the integral of
 f an unbiased estimate of tr f(A) where the rule is exact. The error bar is the standard error over starts.
 
@@ -50,12 +53,14 @@ class Estimate:
 class SpectralMeasure:
     """The Gauss rule of a vector's spectral measure: `nodes` (m,) ascending, `weights` (m,) >= 0 that sum to 1.
 
-    `residuals` (m,): an eigenvalue lies within so much of each node.
+    `residuals` (m,): an eigenvalue lies within so much of each node. `cross` (m,), where another vector w was given, is
+    the rule of u^T f(A) w.
     """
 
     nodes: np.ndarray
     weights: np.ndarray
     residuals: np.ndarray
+    cross: np.ndarray | None = None
 
     def integral(self, f: Callable[[np.ndarray], np.ndarray]) -> float:
         """Of f over the measure: u^T f(A) u for the unit vector u."""
@@ -74,12 +79,21 @@ class SpectralMeasure:
         """The part of u^T A u that is due to eigenvalues of `x` and more; shape of `x`."""
         return self._weighted(x, self.weights * self.nodes)
 
+    def cross_above(self, x: ArrayLike) -> np.ndarray:
+        """The part of u^T w along eigenvectors whose eigenvalues are `x` and more; shape of `x`."""
+        assert self.cross is not None, "no other vector was given"
+        return self._weighted(x, self.cross)
+
     def _weighted(self, x: ArrayLike, values: np.ndarray) -> np.ndarray:
         return (np.heaviside(np.subtract.outer(self.nodes, x), 0.5).T @ values).T
 
 
-def spectral_measure(A: LinearOperator, start: np.ndarray, steps: int) -> SpectralMeasure:
+def spectral_measure(
+    A: LinearOperator, start: np.ndarray, steps: int, other: np.ndarray | None = None
+) -> SpectralMeasure:
     """The rule of `steps` nodes for `start` (n,), which is taken at unit length, by as many products with A (n, n).
+
+    With an `other` vector (n,) the rule between the two besides.
 
     Fewer nodes where the start lies in the span of fewer eigenvectors, whose measure is then exact. `ValueError` for a
     start of zeros or of another length, and for no steps.
@@ -89,13 +103,14 @@ def spectral_measure(A: LinearOperator, start: np.ndarray, steps: int) -> Spectr
     >>> rule.nodes.round(12).tolist(), rule.weights.round(12).tolist()
     ([1.0, 5.0], [0.5, 0.5])
     """
-    diagonal, beside = _lanczos(A, start, steps)
+    diagonal, beside, Q = _lanczos(A, start, steps)
     nodes, S = eigh_tridiagonal(diagonal, beside[:-1])
-    return SpectralMeasure(nodes, S[0] ** 2, np.abs(beside[-1] * S[-1]))
+    cross = None if other is None else S[0] * (S.T @ (Q @ other))
+    return SpectralMeasure(nodes, S[0] ** 2, np.abs(beside[-1] * S[-1]), cross)
 
 
-def _lanczos(A: LinearOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """T's diagonal (m,), and what is beside it (m,): the last one is beta_m, the length of what was left over."""
+def _lanczos(A: LinearOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """T's diagonal (m,), what is beside it (m,) and Q's columns (m, n); beta_m is the length of what was left over."""
     norm = float(np.linalg.norm(start))
     if start.shape != (A.shape[0],) or not norm > 0 or steps < 1:
         raise ValueError(f"start of shape {start.shape} and length {norm:g}, {steps} steps: expected a vector of "
@@ -113,9 +128,9 @@ def _lanczos(A: LinearOperator, start: np.ndarray, steps: int) -> tuple[np.ndarr
         beta[j] = float(np.linalg.norm(r))
         negligible = max(negligible, (abs(alpha[j]) + beta[j]) * np.finfo(A.dtype).eps * len(start) ** 0.5)
         if beta[j] <= negligible:  # the span is invariant: what is left over is rounding
-            return alpha[: j + 1], np.append(beta[:j], 0.0)
+            return alpha[: j + 1], np.append(beta[:j], 0.0), Q[: j + 1]
         q = r / beta[j]
-    return alpha, beta
+    return alpha, beta, Q
 
 
 @dataclass(frozen=True, slots=True)
