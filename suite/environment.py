@@ -10,11 +10,11 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "constriction")
 
 
 @cache
-def code_version() -> str:
-    """A hash of every source file that a record depends on: the folders `kernels` and `suite`."""
+def code_version(*further: str) -> str:
+    """A hash of every source file that a record depends on: the folders `kernels` and `suite`, and any `further` ones."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("kernels/**/*.py"), *root.glob("suite/**/*.py")]):
+    for path in sorted(path for folder in ("kernels", "suite", *further) for path in root.glob(f"{folder}/**/*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

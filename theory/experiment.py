@@ -42,7 +42,8 @@ class Experiment:
 
     `name` is its key in stores and file names; `title` says what the figure shows, `source` where the mathematics is
     from; `x` and `y` are axis labels with units, logarithmic where `log` holds their letter. `interval` says what the
-    points' intervals are. `sentence` draws the conclusion from the points, with their figures, whatever they are.
+    points' intervals are, `on_model` whether it looks at the setting's model. `sentence` draws the conclusion from the
+    points, with their figures, whatever they are.
     """
 
     name: str
@@ -54,3 +55,4 @@ class Experiment:
     sentence: Callable[[Sequence[Point]], str]
     log: Literal["", "x", "y", "xy"] = ""
     interval: str = ""
+    on_model: bool = False

@@ -1,0 +1,103 @@
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+import theory.command
+import theory.experiments
+from suite.findings import PointRow, VerdictRow
+from suite.store import Store
+from theory.claims import ledger
+from theory.claims.frame import Above, Claim
+from theory.experiment import Experiment, Point, Setting
+from theory.running import as_point, points_of, verdict_of
+
+POINTS = [Point(series="b", x=2.0, y=4.0, low=3.5, high=4.5), Point(series="a", x=1.0, y=1.0, predicted=True)]
+calls: list[Setting] = []
+
+
+def measured(setting):
+    calls.append(setting)
+    return [replace(point, y=point.y + setting.seed) for point in POINTS]
+
+
+SQUARES = Experiment(name="squares", title="Squares", source="made up", x="n", y="n²", measure=measured,
+                     sentence=lambda points: f"{len(points)} points up to {max(p.y for p in points):g}")  # fmt: skip
+CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Squares are positive.", rule=(Above("square", 0.0),),
+              measure=lambda setting: {"square": 1.0 + setting.seed / 1024, "seed": setting.seed / 1024})  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    calls.clear()
+    monkeypatch.setattr(theory.experiments, "EXPERIMENTS", (SQUARES,))
+    monkeypatch.setattr(ledger, "CLAIMS", (CLAIM, replace(CLAIM, id="X2", rule=(Above("seed", 9.0),), slow=True)))
+
+
+def test_points_are_measured_once_for_a_seed_and_kept_in_their_order(tmp_path):
+    store = tmp_path / "s.db"
+    for seed in (0, 3, 0):
+        rows = points_of(SQUARES, Setting(seed=seed), store, "bitfrontier theory")
+        assert [as_point(row) for row in rows] == [replace(p, y=p.y + seed) for p in POINTS]
+    assert [setting.seed for setting in calls] == [0, 3]
+    with Store(store) as opened:
+        kept = opened.rows(PointRow)
+    assert len(kept) == 4 and {type(row.predicted) for row in kept} == {bool}
+    assert {(row.model, row.model_sha256) for row in kept} == {("", "")}
+    assert points_of(SQUARES, Setting(effort=2.0), store, "") and len(calls) == 3
+
+
+def test_points_of_other_sources_are_not_taken(tmp_path, monkeypatch):
+    import theory.running
+
+    points_of(SQUARES, Setting(), tmp_path / "s.db", "")
+    monkeypatch.setattr(theory.running, "code_version", lambda *folders: "other sources")
+    points_of(SQUARES, Setting(), tmp_path / "s.db", "")
+    assert len(calls) == 2
+
+
+def test_an_experiment_on_a_model_names_it(tmp_path):
+    rows = points_of(replace(SQUARES, on_model=True), Setting(), tmp_path / "s.db", "")
+    assert {row.model for row in rows} == {"reference"} and len(rows[0].model_sha256) == 64
+
+
+def test_a_verdict_keeps_its_numbers_and_is_not_measured_again(tmp_path):
+    store = tmp_path / "s.db"
+    row = verdict_of(CLAIM, Setting(seed=1), store, "bitfrontier claims --run")
+    assert (row.verdict, json.loads(row.seeds), row.rule) == ("confirmed", [1, 2, 3], "square > 0")
+    evidence = json.loads(row.evidence)
+    assert evidence["square"]["mean"] == 1 + 2 / 1024
+    assert evidence["seed"]["values"] == [1 / 1024, 2 / 1024, 3 / 1024]
+    assert verdict_of(replace(CLAIM, measure=measured), Setting(seed=1), store, "") == row and not calls
+    changed = verdict_of(replace(CLAIM, rule=(Above("square", 1e3),)), Setting(seed=1), store, "")
+    assert changed.verdict == "refuted"  # another rule is another verdict
+
+
+def run(command, *arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def test_the_command_says_what_experiments_found(tmp_path):
+    listed = run(theory.command.theory, "--list")
+    assert listed.output == "squares: Squares (made up)\n" and not calls
+    result = run(theory.command.theory, "squares", "--store", tmp_path / "s.db", "--seed", 5)
+    assert result.exit_code == 0 and result.stdout.endswith("s): 2 points up to 9\n")
+    unknown = run(theory.command.theory, "circles", "--store", tmp_path / "no.db")
+    assert str(unknown.exception) == "experiment 'circles' is not known; there are squares"
+    assert not (tmp_path / "no.db").exists()
+
+
+def test_the_ledger_lists_what_was_not_run_and_runs_what_is_asked(tmp_path):
+    store = tmp_path / "s.db"
+    before = json.loads(run(theory.command.claims, "--json", "--store", store).stdout)
+    assert [(c["id"], c["verdict"]) for c in before] == [("X1", "not-run"), ("X2", "not-run")] and not store.exists()
+    after = json.loads(run(theory.command.claims, "--json", "--run", "--store", store).stdout)
+    assert [c["verdict"] for c in after] == ["confirmed", "not-run"]  # X2 takes minutes
+    assert set(after[0]) >= {"id", "kind", "claim", "rule", "verdict", "evidence", "seconds"}
+    one = json.loads(run(theory.command.claims, "--json", "--run", "--only", "X2", "--store", store).stdout)
+    assert [(c["id"], c["verdict"]) for c in one] == [("X2", "refuted")]
+    with Store(store) as opened:
+        assert [row.claim for row in opened.rows(VerdictRow)] == ["X1", "X2"]
+    printed = run(theory.command.claims, "--store", store).stdout
+    assert "confirmed" in printed and "refuted" in printed and "Squares are positive." in printed

@@ -1,0 +1,135 @@
+"""What a claim is, and how the numbers of an experiment become a verdict.
+
+An experiment gives a number for every quantity from each of several seeds: draws of the calibration text, of a source,
+or of a training. Student's interval of their mean stands for what other seeds would give. A rule is a tuple of
+comparisons, so that what is printed is what is done; each is answered yes or no where the whole interval lies on one
+side of its margin, and left open where it does not.
+
+Of many claims that are tested some would seem to hold by chance. The intervals cover with a probability of 1 - .05 / n
+for a ledger of n claims (Bonferroni), so that all of them do with 95%, however they depend on each other.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+from suite.findings import Kind, Verdict
+from theory.experiment import Setting
+
+LEDGER = 62  # claims in all, B to M, those among them that are not yet decided
+CONFIDENCE = 1 - 0.05 / LEDGER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A quantity's `values` (one a seed), their mean and the ends of its interval, infinite for one value."""
+
+    values: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Student's interval of the mean of `values`, a point where all are the same; NaN where one of them is.
+
+    >>> estimate([1.0, 2.0, 3.0], confidence=0.95).low
+    -0.484137711...
+    """
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Estimate(values=tuple(values), mean=mean, low=-math.inf, high=math.inf)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = deviation / math.sqrt(len(values)) * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
+    return Estimate(values=tuple(values), mean=mean, low=mean - half, high=mean + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """That a quantity is above a margin."""
+
+    quantity: str
+    margin: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity} > {self.margin:g}"
+
+    def answer(self, found: Estimate) -> bool | None:
+        """Yes, no, or None where the interval holds the margin, or where there is no number."""
+        return True if found.low > self.margin else False if found.high < self.margin else None
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """That a quantity is below a margin."""
+
+    quantity: str
+    margin: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity} < {self.margin:g}"
+
+    def answer(self, found: Estimate) -> bool | None:
+        """Yes, no, or None where the interval holds the margin, or where there is no number."""
+        return True if found.high < self.margin else False if found.low > self.margin else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A sentence of the field, the experiment that decides it, and its rule.
+
+    `measure` gives the quantities of one seed, by name: those of the rule, and others that are worth knowing. Where the
+    rule asks for `every` comparison, one that fails refutes the claim; where each is a case that the claim may hold in
+    (`cases`), some that hold and some that fail make it conditional. `scope` says for what a verdict stands, and what
+    would decide more. A `slow` one takes minutes a seed. `earned` is the verdict that the shipped model and these
+    sources gave, once measured: a run that gives another is a change to look at.
+    """
+
+    id: str
+    group: str
+    kind: Kind
+    sentence: str
+    measure: Callable[[Setting], Mapping[str, float]]
+    rule: tuple[Above | Below, ...]
+    takes: Literal["every", "cases"] = "every"
+    seeds: int = 3
+    on_model: bool = False
+    slow: bool = False
+    scope: str = ""
+    earned: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rule or self.seeds < 3:
+            raise ValueError(f"claim {self.id}: expected a rule and at least three seeds, found {self}")
+
+    @property
+    def rule_text(self) -> str:
+        """The rule in one line."""
+        return (" and " if self.takes == "every" else "; each for itself: ").join(map(str, self.rule))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict, and under which condition it stands, or what is open."""
+
+    verdict: Verdict
+    condition: str
+
+
+def decide(claim: Claim, found: Mapping[str, Estimate]) -> Decision:
+    """What the estimates of a claim's quantities make of it; `KeyError` where one that the rule names is missing."""
+    answers = {str(part): part.answer(found[part.quantity]) for part in claim.rule}
+    yes, no, left = ([text for text, answer in answers.items() if answer is is_] for is_ in (True, False, None))
+    said = "; ".join(f"{word}: {', '.join(texts)}" for word, texts in
+                     (("holds", yes), ("fails", no), ("open", left)) if texts)  # fmt: skip
+    verdict: Verdict
+    if not no and not left:
+        return Decision("confirmed", claim.scope)
+    if claim.takes == "every":
+        verdict = "refuted" if no else "undecided"
+    else:
+        verdict = "conditional" if yes and no else "refuted" if not yes and not left else "undecided"
+    return Decision(verdict, "; ".join(filter(None, (said, claim.scope))))

@@ -1,0 +1,150 @@
+"""The subcommands `bitfrontier theory` and `bitfrontier claims`: experiments and verdicts, into a store."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from suite.findings import VerdictRow
+    from theory.claims.frame import Claim
+
+_STORE = click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=Path("bitfrontier.db"),
+                      show_default=True)  # fmt: skip
+_MODEL = click.option("--model", default="reference", show_default=True, help="What those are measured on that look at "
+                      "a model: as `bitfrontier run` takes it.")  # fmt: skip
+_SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
+_EFFORT = click.option("--effort", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+                       help="How many draws, as a multiple of the quick tier's.")  # fmt: skip
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--list", "listing", is_flag=True, help="Name the experiments, and run none.")
+@_MODEL
+@_SEED
+@_EFFORT
+@_STORE
+def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -> None:
+    """Run the theory's experiments, all or those of these names, and say what each has found.
+
+    Their figures are on the page that `bitfrontier report` makes of the store. What the store has of this code is not
+    run again.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from theory.experiment import Setting
+    from theory.experiments import EXPERIMENTS
+
+    chosen = _chosen(names, {experiment.name: experiment for experiment in EXPERIMENTS}, "experiment")
+    if listing:
+        for experiment in chosen:
+            click.echo(f"{experiment.name}: {experiment.title} ({experiment.source})")
+        return
+    _prepare(store)
+    from theory.running import as_point, points_of
+
+    console = Console(stderr=True)
+    for experiment in track(chosen, "experiments", console=console, transient=True,
+                            disable=not console.is_interactive):  # fmt: skip
+        rows = points_of(experiment, Setting(**options), store, _command())
+        click.echo(f"{experiment.name} ({rows[0].seconds:.1f} s): {experiment.sentence([*map(as_point, rows)])}")
+
+
+@click.command()
+@click.option("--run", "running", is_flag=True, help="Measure those that the store has no verdict on.")
+@click.option("--only", multiple=True, metavar="ID", help="O1, E7 ..; repeatable, all by default.")
+@click.option("--slow", is_flag=True, help="With --run: also those that take minutes.")
+@click.option("--json", "as_json", is_flag=True)
+@_MODEL
+@_SEED
+@_EFFORT
+@_STORE
+def claims(
+    running: bool, only: tuple[str, ...], slow: bool, as_json: bool, store: Path, **options: Any
+) -> None:  # fmt: skip
+    """The ledger: the field's claims, the rules that decide them, and the verdicts in the store.
+
+    A rule compares means over seeds, by intervals that are wide enough for all claims at once. What `--only` names is
+    run however long it takes.
+    """
+    from suite.store import Store, holds_store
+    from theory.claims.ledger import CLAIMS
+
+    chosen = _chosen(only, {claim.id: claim for claim in CLAIMS}, "claim")
+    verdicts: dict[str, VerdictRow] = {}
+    if running:
+        _prepare(store)
+        from theory.experiment import Setting
+        from theory.running import verdict_of
+
+        for claim in (claim for claim in chosen if slow or only or not claim.slow):
+            verdicts[claim.id] = verdict_of(claim, Setting(**options), store, _command())
+            if not as_json:
+                click.echo(f"{claim.id}: {verdicts[claim.id].verdict}, {verdicts[claim.id].seconds:.1f} s", err=True)
+    elif holds_store(store):
+        from suite.findings import VerdictRow as Row
+
+        with Store(store, create=False) as opened:
+            for row in sorted(opened.rows(Row), key=lambda row: row.started):
+                verdicts[row.claim] = row
+    found = [_said(claim, verdicts.get(claim.id)) for claim in chosen]
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        _print(found)
+
+
+def _chosen(names: Sequence[str], known: dict[str, Any], what: str) -> list[Any]:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{what} {unknown[0]!r} is not known; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)] if names else [*known.values()]
+
+
+def _prepare(store: Path) -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import torch
+
+    from suite.commands.main import check_writable
+    from suite.store import holds_store
+
+    check_writable(store)
+    holds_store(store)  # refuses what is none before anything is measured
+    torch.set_num_threads(1)
+
+
+def _command() -> str:
+    return shlex.join(["bitfrontier", *sys.argv[1:]])
+
+
+def _said(claim: "Claim", row: "VerdictRow | None") -> dict[str, Any]:
+    """What `--json` says of a claim; of one that the store has no verdict on, that it was not run."""
+    found = {"id": claim.id, "group": claim.group, "kind": claim.kind, "claim": claim.sentence, "rule": claim.rule_text}
+    if row is None:
+        return found | {"verdict": "not-run", "condition": "", "evidence": {}, "seeds": [], "seconds": None}
+    return found | {"verdict": row.verdict, "condition": row.condition, "evidence": json.loads(row.evidence),
+                    "seeds": json.loads(row.seeds), "confidence": row.confidence, "model": row.model,
+                    "effort": row.effort, "seconds": row.seconds}  # fmt: skip
+
+
+def _print(found: Sequence[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("id", "claim", "verdict", "because"):
+        table.add_column(name, no_wrap=name in ("id", "verdict"))
+    for one in found:
+        evidence = (f"{name} {e['mean']:.3g} ({e['low']:.3g} to {e['high']:.3g})" for name, e in
+                    one["evidence"].items() if name in one["rule"])  # fmt: skip
+        table.add_row(one["id"], one["claim"], one["verdict"], "; ".join(filter(None, (*evidence, one["condition"]))))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
