@@ -196,7 +196,7 @@ def _sentence_residuals(points: Sequence[Point]) -> str:
             f"({exact[last]:.1f})"
         )
     return (
-        f"Binary residuals of greedy scales leave, over the Gaussian's distortion-rate function 4^-k, with signs of the "
+        f"Binary residuals of greedy scales leave, over the Gaussian's distortion-rate function, with signs of the "
         f"nearest sum (by the closed form, of greedy signs): {'; '.join(parts)}."
     )
 
