@@ -12,7 +12,7 @@ E (X - Y)^2 = (1 - rho^2) + (s - rho)^2 and W2 = |1 - s|. The first is least at 
 with D(R, 0) = 2 (1 - rho): twice 4^-R as R falls to 0, and less and less above it as R grows.
 
 **A scalar quantizer without common randomness.** Let cells be intervals, X* the mean of X in its cell, D* the mean of
-(X - X*)^2, and Y anything made from the code and the decoder's own randomness. Given the code, Y and X are independent, hence
+(X - X*)^2, and Y anything made from the code and the decoder's own randomness. Given the code, Y and X are independent:
 
     E (X - Y)^2 = D* + E (X* - Y)^2 >= D* + W2(X*, Y)^2 >= D* + max(0, W2(X*, X) - W2(Y, X))^2.
 
