@@ -15,6 +15,7 @@ from reports import (
     kernels_page,
     reasoning_page,
     scaling_page,
+    theory_page,
     training_page,
 )
 from reports.adapters import Adapted, read_adapters
@@ -35,6 +36,8 @@ from reports.reasoning_page import draw_reasoning, render_reasoning
 from reports.scaling import Family, read_scaling
 from reports.scaling_page import draw_scaling_sections, render_scaling
 from reports.sections import Section
+from reports.theory import Theory, read_theory
+from reports.theory_page import draw_theory, render_theory
 from reports.training import Trained, read_training
 from reports.training_page import draw_training, render_training
 from suite.rows import ScalingRow
@@ -55,14 +58,16 @@ def report(store: Path, out: Path, figures: bool) -> None:
     report.html has its records, entropy.html its codes if there are any, coordinates.html outliers and what they cost,
     scaling.html a family of models in several sizes and the law of their losses, reasoning.html what models make of
     problems of several steps, training.html what quantization costs models that were trained with it, over their
-    controls, adapters.html the same of adapters on quantized weights, and what trainings hold in memory; kernels.html
-    what has been measured of the kernels, how fast the store's models generate, and what bandwidth allows.
+    controls, adapters.html the same of adapters on quantized weights, and what trainings hold in memory; theory.html
+    what follows from theorems beside what was measured, and the ledger of claims; kernels.html what has been measured
+    of the kernels, how fast the store's models generate, and what bandwidth allows.
     """
     check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE,
-                       scaling_page.PAGE, reasoning_page.PAGE, training_page.PAGE, adapters_page.PAGE])  # fmt: skip
+                       scaling_page.PAGE, reasoning_page.PAGE, training_page.PAGE, adapters_page.PAGE,
+                       theory_page.PAGE])  # fmt: skip
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates, speeds, families, chains, branches, groups = read(store)
+    found, entropy, coordinates, speeds, families, chains, branches, groups, theory = read(store)
     drawn = draw(found)
     coded = draw_entropy(entropy, drawn) if entropy.anything else []
     turned = draw_coordinates(coordinates) if coordinates.anything else []
@@ -70,11 +75,12 @@ def report(store: Path, out: Path, figures: bool) -> None:
     reasoned = draw_reasoning(chains)
     trained = draw_training(groups)
     branched = draw_adapters(*branches)
+    proved = draw_theory(theory)
     timed = replace(read_kernels(), speeds=speeds)
     kernels = draw_kernels(timed)
     there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
              scaling_page.PAGE: scaled, reasoning_page.PAGE: reasoned,
-             training_page.PAGE: trained, adapters_page.PAGE: branched}  # fmt: skip
+             training_page.PAGE: trained, adapters_page.PAGE: branched, theory_page.PAGE: proved}  # fmt: skip
     beside = [page for page, shown in there.items() if shown]
     made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
     if coded:
@@ -89,9 +95,11 @@ def report(store: Path, out: Path, figures: bool) -> None:
         made[out / training_page.PAGE] = render_training(trained, beside_report=bool(drawn)).encode()
     if branched:
         made[out / adapters_page.PAGE] = render_adapters(branched, beside_report=bool(drawn)).encode()
+    if proved:
+        made[out / theory_page.PAGE] = render_theory(proved, theory, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        files = figure_files(drawn, coded + turned + scaled + reasoned + trained + branched, kernels)
+        files = figure_files(drawn, coded + turned + scaled + reasoned + trained + branched + proved, kernels)
         made |= {out / "figures" / name: content for name, content in files.items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +110,9 @@ def report(store: Path, out: Path, figures: bool) -> None:
 def read(
     path: Path,
 ) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...], list[Chain], Branches,
-           list[Trained]]:  # fmt: skip
+           list[Trained], Theory]:  # fmt: skip
     """The studies of the store at `path`, and what it says of entropy, coordinates, speed, scaling, reasoning,
-    adapters (with what is forgotten, and memory) and training.
+    adapters (with what is forgotten, and memory), training and theory.
 
     Models that are there for curves of doses are seen there alone, on the page of coordinates, and those of a scaling
     study on its own page. Raises `ValueError` if there is no store, or nothing in it.
@@ -120,11 +128,13 @@ def read(
             speeds, families = newest(store.rows(SpeedRow)), read_scaling(store)
             chains, groups = read_reasoning(store), read_training(store, found)
             branches = read_adapters(store, found), read_forgetting(store, found), read_memory(store)
+            theory = read_theory(store)
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains, branches[2])):
+    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains, branches[2],
+                theory.anything)):  # fmt: skip
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates, speeds, families, chains, branches, groups
+    return found, entropy, coordinates, speeds, families, chains, branches, groups, theory
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
@@ -33,8 +34,11 @@ class Section:
         return f"{self.page}-{self.name}" if self.name else self.page
 
 
-def render_sections(template: str, sections: Sequence[Section], *, beside_report: bool) -> str:
-    """The HTML of a page, the same bytes for the same sections; with a link to the report if there is one."""
+def render_sections(template: str, sections: Sequence[Section], *, beside_report: bool, **shown: Any) -> str:
+    """The HTML of a page, the same bytes for the same sections; with a link to the report if there is one.
+
+    `shown` is what only this page's template knows of.
+    """
     rows = [row for section in sections for plot in section.plots for row in plot.rows]
     commands = {command: i for i, command in enumerate(dict.fromkeys(row[-1] for row in rows), 1)}
     origins = {origin: i for i, origin in enumerate(dict.fromkeys(row[-3:-1] for row in rows), 1)}
@@ -43,5 +47,6 @@ def render_sections(template: str, sections: Sequence[Section], *, beside_report
         origins=origins,
         n_origin=len(ORIGIN),
         beside_report=beside_report,
+        **shown,
         sections=[(s, [(p, Markup(inline_svg(p, f"{s.stem}-{p.key}"))) for p in s.plots]) for s in sections],
     )

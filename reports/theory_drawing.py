@@ -1,0 +1,54 @@
+"""How an experiment's figure looks: what is predicted as lines, what is measured as marks with their intervals."""
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from reports.drawing import COLORS, INK, STYLE
+from theory.experiment import Experiment, Point
+
+_SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
+_DASHES: tuple = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_INCHES = 6.6
+_LEGEND_COLUMNS = 2
+_LONG = 34  # characters of a legend's entry, above which there is one to a line
+
+
+def draw_experiment(experiment: Experiment, points: list[Point]) -> Figure:
+    """Series in the order they come in; one that is measured has the color of the predicted one of its name."""
+    series = list(dict.fromkeys((point.series, point.predicted) for point in points))
+    names = list(dict.fromkeys(name for name, _ in series))
+    columns = _LEGEND_COLUMNS if max(map(len, names)) <= _LONG else 1
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_INCHES, 3.9 + 0.2 * -(-len(series) // columns)))
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+        for name, predicted in series:
+            own = [p for p in points if (p.series, p.predicted) == (name, predicted)]
+            k = names.index(name)
+            (_line if predicted else _marks)(ax, name, own, k)
+        ax.set(xlabel=experiment.x, ylabel=experiment.y)
+        for letter in experiment.log:
+            ax.set(**{f"{letter}scale": "log"})
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        return figure
+
+
+def _line(ax: Axes, name: str, points: list[Point], k: int) -> None:
+    points = sorted(points, key=lambda p: p.x)
+    color = COLORS[k % len(COLORS)]
+    if len(points) == 1:  # a level
+        ax.axhline(points[0].y, color=INK, linewidth=1.1, linestyle=_DASHES[k % len(_DASHES)], label=name, zorder=1.5)
+        return
+    ax.plot([p.x for p in points], [p.y for p in points], color=color, linewidth=1.2,
+            linestyle=_DASHES[k % len(_DASHES)], label=name, zorder=1.5)  # fmt: skip
+
+
+def _marks(ax: Axes, name: str, points: list[Point], k: int) -> None:
+    below = [p.y - (p.y if p.low is None else p.low) for p in points]
+    above = [(p.y if p.high is None else p.high) - p.y for p in points]
+    bars = [[max(0.0, x) for x in below], [max(0.0, x) for x in above]] if any((*below, *above)) else None
+    ax.errorbar([p.x for p in points], [p.y for p in points], yerr=bars, color=COLORS[k % len(COLORS)], label=name,
+                marker=_SHAPES[k % len(_SHAPES)], markersize=4.5, linestyle=":" if len(points) < 40 else "",
+                linewidth=0.8, elinewidth=0.9, zorder=2.5)  # fmt: skip

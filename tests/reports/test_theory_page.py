@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from pages import can_be_heard, parsed, refers_to_itself, stands_alone
+
+import reports.theory
+from reports.command import report
+from reports.theory import read_theory
+from reports.theory_page import draw_theory, render_theory
+from suite.findings import PointRow, VerdictRow
+from suite.store import Store
+from theory.claims.frame import Above, Claim
+from theory.experiment import Experiment
+
+ORIGIN = {"model": "", "model_sha256": "", "effort": 1.0, "seconds": 1.0, "code": "c0de", "env": "cpu",
+          "command": "bitfrontier theory", "started": "2026-01-01T00:00:00"}  # fmt: skip
+LINES = Experiment(name="lines", title="Straight lines", source="Euclid, book 1", x="x, meters", y="y, <meters>",
+                   measure=lambda setting: (), sentence=lambda points: f"{len(points)} points", log="xy",
+                   interval="guesses")  # fmt: skip
+CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Lines are straight & long.",
+              measure=lambda setting: {}, rule=(Above("length", 0.5),))  # fmt: skip
+
+
+def point(place, **changed):
+    row = PointRow(experiment="lines", series=f"series {place % 2}", place=place, x=2.0**place, y=3.0 * 2.0**place,
+                   low=None, high=None, predicted=place % 2 == 0, seed=0, **ORIGIN)  # fmt: skip
+    return replace(row, **changed)
+
+
+def verdict(**changed):
+    evidence = {"length": {"values": [1.0, 1.1, 0.9], "mean": 1.0, "low": 0.7, "high": 1.3}}
+    row = VerdictRow(claim="X1", kind="theorem", sentence=CLAIM.sentence, rule=CLAIM.rule_text, verdict="confirmed",
+                     condition="", evidence=json.dumps(evidence), seeds="[0, 1, 2]", confidence=0.99, tested=62,
+                     **ORIGIN)  # fmt: skip
+    return replace(row, **changed)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    for name, found in (("EXPERIMENTS", (LINES,)), ("CLAIMS", (CLAIM,))):
+        monkeypatch.setattr(reports.theory, name, found)
+    monkeypatch.setattr(reports.theory.read_theory, "__defaults__", ((LINES,), (CLAIM,)))
+    with Store(tmp_path / "s.db") as store:
+        store.put_rows(*(point(k, low=2.0**k, high=4 * 2.0**k) for k in range(6)), verdict())
+    return tmp_path / "s.db"
+
+
+def found_in(path):
+    with Store(path, create=False) as store:
+        return read_theory(store)
+
+
+def test_the_last_run_of_most_effort_is_shown(path):
+    with Store(path) as store:
+        store.put_rows(point(0, effort=2.0, y=7.0, started="2025"), point(0, effort=2.0, y=8.0, started="2026", seed=1),
+                       point(1, code="older", y=9.0, started="1999"), point(2, experiment="gone"))  # fmt: skip
+    (measured,) = found_in(path).measured
+    assert [p.y for p in measured.points] == [8.0]
+
+
+def test_verdicts_by_another_rule_are_not_shown(path):
+    with Store(path) as store:
+        store.put_rows(verdict(rule="length > 0", code="newer", verdict="refuted", started="2027"))
+    assert [j.row.verdict for j in found_in(path).judged] == ["confirmed"]
+
+
+def test_the_page_says_what_was_found_and_is_well_formed(path, tmp_path):
+    theory = found_in(path)
+    page = render_theory(draw_theory(theory), theory, beside_report=False)
+    tags = parsed(page)
+    refers_to_itself(tags)
+    stands_alone(page, tags)
+    can_be_heard(tags, 1)
+    for text in ("6 points", "Euclid, book 1", "Lines are straight &amp; long.", "length 1 (0.7 to 1.3)",
+                 "length &gt; 0.5", "confirmed", "Bars are guesses."):  # fmt: skip
+        assert text in page
+    assert page == render_theory(draw_theory(found_in(path)), theory, beside_report=False)
+    result = CliRunner().invoke(report, ["--store", str(path), "--out", str(tmp_path / "r"), "--figures"])
+    assert result.exit_code == 0, result.exception
+    assert {"theory-lines-points.svg", "theory-lines-points.csv"} <= {
+        p.name for p in (tmp_path / "r/figures").iterdir()
+    }
+
+
+def test_a_store_of_verdicts_alone_says_how_to_get_the_rest(tmp_path, path):
+    with Store(tmp_path / "v.db") as store:
+        store.put_rows(verdict())
+    theory = found_in(tmp_path / "v.db")
+    page = render_theory(draw_theory(theory), theory, beside_report=False)
+    assert "<code>bitfrontier theory</code>" in page and "Lines are straight &amp; long." in page
+
+
+def test_intervals_and_predictions_are_drawn(path):
+    (section,) = draw_theory(found_in(path))
+    (ax,) = section.plots[0].figure.axes
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    (bars,) = ax.containers
+    assert len(bars.lines[2][0].get_segments()) == 3  # of the measured series
+    assert [line.get_label() for line in ax.get_lines() if line.get_label() == "series 0"] == ["series 0"]
