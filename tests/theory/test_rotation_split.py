@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from suite.grids import Integer
 from suite.models.checkpoint import load_model
 from suite.tokens import Tokens
 from suite.transforms import RotateResidual
-from theory.spectra.rotation import ROUNDINGS, rotation_splits, split_of
+from theory.spectra.rotation import CHANGES, ROUNDINGS, planted, rotation_splits, splits_of
 
 GRID = Integer(bits=4, group="row", convention="narrow", scale_bits=32)
+
+
+def split_of(W, H, R, grid, rounding, change="rotated"):
+    return next(s for s in splits_of(W, H, R, grid) if (s.rounding, s.change) == (rounding, change))
 
 
 def layer(n_out, n_in, seed, outliers=0.0):
@@ -27,12 +31,16 @@ def layer(n_out, n_in, seed, outliers=0.0):
     return W, (H + H.T) / 2, RotateResidual(kind="orthogonal").fit(n_in, g)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(n_out=st.integers(1, 6), n_in=st.integers(2, 24), seed=st.integers(0, 10**6), group=st.sampled_from(["row", 5]),
        rounding=st.sampled_from(ROUNDINGS), outliers=st.sampled_from([0.0, 20.0]))  # fmt: skip
 def test_the_terms_add_up_and_rotations_leave_what_they_must(n_out, n_in, seed, group, rounding, outliers):
     W, H, R = layer(n_out, n_in, seed, outliers)
-    found = split_of(W, H, R, Integer(bits=3, group=group, convention="narrow", scale_bits=32), rounding)
+    try:
+        found = split_of(W, H, R, Integer(bits=3, group=group, convention="narrow", scale_bits=32), rounding)
+    except ValueError:  # a group of one small weight, in whose steps a large one has no code
+        assume(group == "row")
+        raise
     assert found.step + found.pivots + found.meeting == pytest.approx(found.predicted, abs=1e-9)
     if group == "row":
         assert found.meeting == pytest.approx(0, abs=1e-9)
@@ -65,6 +73,17 @@ def test_outliers_of_weights_cost_by_their_step_and_nothing_else():
     assert coarse.measured_at_equal_step == pytest.approx(np.log2((30 / 7) ** 2 / 12), abs=0.3)
 
 
+def test_a_planted_outlier_costs_by_the_step_wherever_it_is():
+    W, H, R = layer(256, 64, 4)
+    fine = Integer(bits=6, group="row", convention="narrow", scale_bits=32)
+    assert int((planted(W, 5) != W).sum()) == 256 and torch.equal(planted(W, 5)[:, 5], 2 * W.abs().amax(1))
+    for found in splits_of(W, H, R, fine):
+        if found.change != "rotated":
+            assert (found.step, found.pivots, found.meeting) == (pytest.approx(2), 0, pytest.approx(0, abs=1e-12))
+            assert found.measured == pytest.approx(2, abs=0.15)  # four sigma, as above
+            assert found.measured_at_equal_step == pytest.approx(0, abs=0.15)
+
+
 @pytest.mark.parametrize("convention", ["asymmetric", "half-integer", "real-zero"])
 def test_grids_that_store_zeros_are_refused(convention):
     W, H, R = layer(2, 4, 0)
@@ -84,7 +103,9 @@ def test_a_model_is_split_layer_by_layer(tmp_path):
     tokens = Tokens(rows, np.arange(8))
     found = list(rotation_splits(checkpoint, tokens, seed=3))
     names = [checkpoint.architecture.full_name(i, x) for i in range(2) for x in checkpoint.architecture.layers]
-    assert [(s.layer, s.rounding) for s in found] == [(n, r) for n in names for r in ROUNDINGS]
+    assert [(s.layer, s.rounding, s.change) for s in found] == [
+        (n, r, c) for n in names for r in ROUNDINGS for c in CHANGES
+    ]
     assert all(s.step + s.pivots + s.meeting == pytest.approx(s.predicted, abs=1e-9) for s in found)
     again = list(rotation_splits(checkpoint, tokens, seed=3, blocks=1))
     assert again == found[: len(again)] and len(again) == len(found) // 2

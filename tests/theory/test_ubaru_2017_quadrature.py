@@ -60,6 +60,9 @@ def test_cumulated_weights_bound_the_measure_and_residuals_the_eigenvalues(n, st
     for k, node in enumerate(rule.nodes):
         below, up_to = mass[values < node - slack].sum(), mass[values <= node + slack].sum()
         assert rule.weights[:k].sum() <= up_to + slack and below <= rule.weights[: k + 1].sum() + slack
+        for x in (node - 2 * slack, node + 0.1):
+            low, high = rule.bounds_above(x)
+            assert low - slack <= mass[values >= x + slack].sum() and mass[values >= x - slack].sum() <= high + slack
         assert np.abs(values - node).min() <= rule.residuals[k] + 100 * n * EPS * np.abs(values).max()
 
 

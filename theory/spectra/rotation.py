@@ -16,6 +16,10 @@ that a rotation does for it is done by the step. Error feedback's pivots have a 
 lambda I), but their sum moves. In a further arm the rotated weights are rounded with the steps of the unrotated ones:
 what is left of the gain there is not the step's.
 
+A model may have no outliers that a rotation could remove. The converse is to plant them: one weight of each row becomes
+twice the row's largest, so that S is four times what it was, whatever the input channel. Planted in the stiffest
+channel, of the largest H_jj, and in the softest it costs the same, if the step is what it costs by.
+
 That errors are uniform over a step is the one assumption, and steps so wide that they leave most weights at zero break
 it. The same ratios are therefore measured too, by the suite's own roundings, on codes with room beyond the grid's ends,
 and errors are of H + lambda I. Our own analysis; the identity of errors and pivots is in `suite.rounding.feedback`.
@@ -41,19 +45,22 @@ from suite.tokens import Tokens
 from suite.transforms import RotateResidual
 
 Rounding = Literal["nearest", "feedback"]
+Change = Literal["rotated", "planted stiff", "planted soft"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "feedback")
+CHANGES: tuple[Change, ...] = ("rotated", "planted stiff", "planted soft")
 _ROOM_BITS = 8  # codes are given this range, so that nothing is clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Base-2 logarithms of a rotated over an unrotated layer's error: -2 is the error of one more bit.
+    """Base-2 logarithms of a changed over an unchanged layer's error: -2 is the error of one more bit.
 
     `predicted` is `step` + `pivots` + `meeting`, exactly. `measured` and `measured_at_equal_step` are by rounding.
     """
 
     layer: str
     seed: int
+    change: Change
     rounding: Rounding
     step: float
     pivots: float
@@ -99,11 +106,11 @@ class _Arm:
         return quadratic(self.W - wide.decode(codes), self.H)
 
 
-def split_of(
-    W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, grid: Integer, rounding: Rounding, *, damping: float = 0.01,
-    layer: str = "", seed: int = 0,
-) -> Split:  # fmt: skip
-    """The split for `W` (out, in), its Gram matrix `H` (in, in) and a rotation `R` (in, in), all float64.
+def splits_of(
+    W: torch.Tensor, H: torch.Tensor, R: torch.Tensor, grid: Integer, *, damping: float = 0.01, layer: str = "",
+    seed: int = 0,
+) -> Iterator[Split]:  # fmt: skip
+    """Every change and rounding of `W` (out, in) with Gram matrix `H` (in, in) and rotation `R` (in, in), float64.
 
     `grid` is an `Integer` without stored zero points: its steps are those of the grid fitted to each arm's weights, and
     nothing is clipped. `ValueError` for other grids, for a grid of so many bits that codes run out, and where H cannot
@@ -111,18 +118,38 @@ def split_of(
     """
     if grid.convention not in ("full-range", "narrow", "span"):
         raise ValueError(f"convention {grid.convention!r}: expected full-range, narrow or span, which store no zero")
-    arms = _Arm.of(W, H, damping), _Arm.of(W @ R, R.T @ H @ R, damping)
+    plain, size = _Arm.of(W, H, damping), H.diagonal()
+    arms: dict[Change, _Arm] = {
+        "rotated": _Arm.of(W @ R, R.T @ H @ R, damping),
+        "planted stiff": replace(plain, W=planted(W, int(size.argmax()))),
+        "planted soft": replace(plain, W=planted(W, int(size.argmin()))),
+    }
+    for rounding in ROUNDINGS:
+        for change, arm in arms.items():
+            terms = _terms((plain, arm), grid, rounding)
+            yield Split(layer=layer, seed=seed, change=change, rounding=rounding, **terms)
+
+
+def planted(W: torch.Tensor, channel: int) -> torch.Tensor:
+    """`W` (out, in) with the weight of this input channel at twice its row's largest absolute value."""
+    found = W.clone()
+    found[:, channel] = 2 * W.abs().amax(1)
+    return found
+
+
+def _terms(arms: tuple[_Arm, _Arm], grid: Integer, rounding: Rounding) -> dict[str, float]:
+    """Logarithms of ratios, by the name of the field."""
     fitted = tuple(grid.fit(arm.W) for arm in arms)
-    squares = [f.layout.expand(f.scale, ALL).double().expand(W.shape) ** 2 for f in fitted]
+    squares = [f.layout.expand(f.scale, ALL).double().expand(f.shape) ** 2 for f in fitted]
     steps = [float(s.mean()) for s in squares]
     sums = [float(arm.weights(rounding).sum()) for arm in arms]
-    totals = [float((s @ arm.weights(rounding)).sum()) / len(W) for s, arm in zip(squares, arms, strict=True)]
+    totals = [float((s @ arm.weights(rounding)).mean()) for s, arm in zip(squares, arms, strict=True)]
     meeting = [total / (step * d) for total, step, d in zip(totals, steps, sums, strict=True)]
     errors = [arm.error(rounding, f) for arm, f in zip(arms, fitted, strict=True)]
     equal = arms[1].error(rounding, fitted[0])
-    return Split(layer=layer, seed=seed, rounding=rounding, step=_log2(steps), pivots=_log2(sums),
-                 meeting=_log2(meeting), predicted=_log2(totals), measured=_log2(errors),
-                 measured_at_equal_step=_log2([errors[0], equal]))  # fmt: skip
+    ratios = {"step": steps, "pivots": sums, "meeting": meeting, "predicted": totals, "measured": errors,
+              "measured_at_equal_step": [errors[0], equal]}  # fmt: skip
+    return {name: _log2(pair) for name, pair in ratios.items()}
 
 
 def _log2(pair: list[float]) -> float:
@@ -135,7 +162,7 @@ def rotation_splits(
     checkpoint: Checkpoint, tokens: Tokens, *, bits: int = 4, group: int | Literal["row"] = "row", seed: int = 0,
     blocks: int | None = None, kind: Literal["hadamard", "orthogonal"] = "hadamard",
 ) -> Iterator[Split]:  # fmt: skip
-    """The splits of every layer of the first `blocks` blocks, all by default, and both roundings; one block in memory.
+    """The splits of every layer of the first `blocks` blocks, all by default; one block is in memory.
 
     H is of `tokens`; `seed` draws the rotation of each layer. `ValueError` where there is no Hadamard matrix of a
     layer's size: an "orthogonal" one there is of any.
@@ -151,6 +178,5 @@ def rotation_splits(
             for layer in site.layers:
                 name, W = checkpoint.architecture.full_name(i, layer), linear(block, layer).weight.double()
                 R = RotateResidual(kind=kind).fit(len(H), generator_for(seed, name))
-                for rounding in ROUNDINGS:
-                    yield split_of(W, H, R, grid, rounding, layer=name, seed=seed)
+                yield from splits_of(W, H, R, grid, layer=name, seed=seed)
         hidden = checkpoint.run(i, block, hidden)

@@ -75,6 +75,12 @@ class SpectralMeasure:
         """The measure of [x, infinity), a node's own weight counted by half; shape of `x`."""
         return self._weighted(x, self.weights)
 
+    def bounds_above(self, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Between what the measure of [x, infinity) is bound to lie: a node's weight on either side; shape of `x`."""
+        after = np.append(np.cumsum(self.weights[::-1])[::-1], [0.0, 0.0])  # after[k]: of node k and those beyond
+        k = np.searchsorted(self.nodes, x)
+        return after[k + 1], after[np.maximum(k - 1, 0)]
+
     def rayleigh_above(self, x: ArrayLike) -> np.ndarray:
         """The part of u^T A u that is due to eigenvalues of `x` and more; shape of `x`."""
         return self._weighted(x, self.weights * self.nodes)
