@@ -8,8 +8,8 @@ cubes and not balls, and what a fixed rate loses that gives rare values as many 
 **Shaping.** G is a lattice's second moment per dimension where a cell has volume 1: 1/12 of cubes, 929/12960 of E8's
 cells, 1 / (2 pi e) of balls of many dimensions, so that no shape gains more than 1.5329 dB over cubes. A grid that is
 no lattice has no G: its net gain here is that of its error over entropy-coded cubes, at its true rate, so what its
-shape gains less what its fixed rate, its scales and its finite size lose. Net gains are bounded by 1.5329 dB alike, at high
-rate for every source and on the Gaussian at all rates, since there no error is below 4^-rate.
+shape gains less what its fixed rate, its scales and its finite size lose. Net gains are bounded by 1.5329 dB alike, at
+high rate for every source and on the Gaussian at all rates, since there no error is below 4^-rate.
 """
 
 from collections.abc import Callable, Sequence

@@ -64,8 +64,8 @@ def _sentence(points: Sequence[Point]) -> str:
     whole = min((x for (series, x), y in at.items() if series == "one scale" and y == 1), default=None)
     since = "at none of the outliers tried" if whole is None else f"from {whole:g} on"
     return (
-        f"Beside one value of 100 INT4 takes to zero {', '.join(parts)} of 4,095 values in [-1, 1]; all of them {since} "
-        f"with one scale (closed form: {zeroed_share(100.0):.1%}, all from 29 on)."
+        f"Beside one value of 100 INT4 takes to zero {', '.join(parts)} of 4,095 values in [-1, 1], all of them "
+        f"{since} with one scale (closed form: {zeroed_share(100.0):.1%}, all from 29 on)."
     )
 
 
