@@ -12,6 +12,7 @@ from suite.activations import Span, has_static_scale, quantize_activations
 from suite.adaptation.block_tuning import BlockTuning
 from suite.adaptation.low_rank import LowRank
 from suite.adaptation.straight_through import straight_through
+from suite.bounds import RoundedLayer, bound_of
 from suite.calibration import gather, gather_cross
 from suite.grids.grid import Grid
 from suite.kv_cache.codec import NO_TABLES, Tables
@@ -54,6 +55,7 @@ class QuantizedBlock:
     `ranges` are what static activation scales are made for, layer by layer; `maps` what is
     done to the inputs of a site at run time, by the full name of its first layer; `tables` what its cache has learned.
     `unquantized` is the block in the same coordinates before anything was rounded, where a recipe compares the two.
+    `bounds` are numbers that layers' errors tr (W - Q) H (W - Q)^T cannot exceed, where there is one.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class QuantizedBlock:
     maps: dict[str, tuple[Map, ...]] = field(default_factory=dict)
     tables: Tables = NO_TABLES
     unquantized: nn.Module | None = None
+    bounds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,10 @@ def quantize_block(
                     side = recipe.adaptation if isinstance(recipe.adaptation, LowRank) else None
                     found = quantize_layer(module.weight, target, gram, generator, recipe.coding, cross, frame, learned,
                                            side)  # fmt: skip
+                    if not (recipe.transforms or recipe.adaptation or learned or checkpoint.turn):
+                        bound = bound_of(RoundedLayer(W=module.weight, quantized=found, target=target, gram=gram,
+                                                      H=statistics[first].gram))  # fmt: skip
+                        done.bounds.update({} if bound is None else {name: bound})
                 module.weight.copy_(found.dequantize())
                 done.layers[name] = found
             if recipe.activations is not None:

@@ -65,6 +65,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
     counts = CodeCounts()
     fallbacks: list[str] = []
     held: list[float] = []
+    bounds: dict[str, float] = {}
     tables = ((NO_TABLES,) * checkpoint.n_blocks if recipe.held_cache is None
               else learn(checkpoint, bench.calibration, recipe.held_cache, setting.threads))  # fmt: skip
     for i in range(checkpoint.n_blocks):
@@ -78,6 +79,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
         for found in done.layers.values():
             counts.add(found)
         layers += done.records
+        bounds |= done.bounds
         fallbacks += _fallbacks(done.layers)
         packing.add_block(i, block, done)
         if exported:
@@ -100,7 +102,7 @@ def measure(bench: Bench, pick: Pick, blank: Record) -> Outcome:
                        bench.evaluation.tensor())  # fmt: skip
     quality = asdict(summarize(compared, bench.evaluation))
     sizes = [(x.n_bits, x.entropy_bits, x.coded_bits, x.n_out * x.n_in) for x in layers]
-    record = replace(blank, **quality, **_rates(sizes), **_errors(layers), **_held(held),
+    record = replace(blank, **quality, **_rates(sizes), **_errors(layers, bounds), **_held(held),
                      model_bytes=packing.n_bytes(header),
                      fallbacks=(*fallbacks, *_fallbacks(outside), *runs.fallbacks))  # fmt: skip
     packing.finish(header, record, tuple(layers))
@@ -145,7 +147,7 @@ def measure_packed(bench: PackedBench, blank: Record) -> Outcome:
         fallbacks=(*bench.fallbacks, *runs.fallbacks),
     )
     if about is not None:
-        record = replace(record, nmse=about.nmse, hnmse=about.hnmse)
+        record = replace(record, nmse=about.nmse, hnmse=about.hnmse, bound=about.bound)
     retention = None if retained is None else retention_row(bench, record, compared, Ended(checkpoint, retained), None)
     return Outcome(record, tuple(layers), tuple(counts.histograms()), retention=retention)
 
@@ -192,12 +194,16 @@ def _rates(sizes: list[Size]) -> dict[str, Any]:
     return {"bpw": n_bits / weights, "bpw_entropy": entropy_bits / weights, "bpw_coded": coded_bits / weights}
 
 
-def _errors(layers: list[LayerRecord]) -> dict[str, Any]:
-    """Errors pooled over all quantized layers of the blocks by their energies; nothing where none is quantized."""
+def _errors(layers: list[LayerRecord], bounds: dict[str, float]) -> dict[str, Any]:
+    """Errors pooled over all quantized layers of the blocks by their energies; nothing where none is quantized.
+
+    `bounds` are on layers' absolute errors; their sum is one on the pooled error if every layer has one.
+    """
     if not layers:
         return {}
     squares, outputs = sum(x.weight_energy for x in layers), sum(x.output_energy for x in layers)
     return {
         "nmse": sum(x.nmse * x.weight_energy for x in layers) / squares if squares else 0.0,
         "hnmse": sum(x.hnmse * x.output_energy for x in layers) / outputs if outputs else 0.0,
+        "bound": sum(bounds[x.layer] for x in layers) / outputs if outputs and len(bounds) == len(layers) else None,
     }

@@ -29,13 +29,14 @@ Size = tuple[int, float, int, int]  # of a layer: exact bits, bits at the codes'
 class Provenance:
     """What a packed directory says beside the model: where its base was, and what was measured when it was quantized.
 
-    Errors of weights need the original weights and inputs, which the packed model does not have: `nmse`, `hnmse` and
-    the layers' are carried as they were found.
+    Errors of weights need the original weights and inputs, which the packed model does not have: `nmse`, `hnmse`, their
+    `bound` and the layers' are carried as they were found.
     """
 
     base: str
     nmse: float | None
     hnmse: float | None
+    bound: float | None
     fallbacks: tuple[str, ...]
     layers: dict[str, LayerRecord]
 
@@ -48,7 +49,7 @@ class Provenance:
         try:
             found = json.loads(file.read_text(encoding="utf8"))
             record, layers = found["record"], {x["layer"]: LayerRecord(**x) for x in found["layers"]}
-            return cls(base=str(found["base"]), nmse=record["nmse"], hnmse=record["hnmse"],
+            return cls(base=str(found["base"]), nmse=record["nmse"], hnmse=record["hnmse"], bound=record["bound"],
                        fallbacks=tuple(record["fallbacks"]), layers=layers)  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{name}: {ABOUT}/{PROVENANCE} cannot be read: {error!r}") from error

@@ -18,7 +18,8 @@ class Record:
 
     Rates (`bpw...`) are bits per weight of the decoder blocks' linear layers. `ppl_se`, `kl_se` and `top1_se` are
     standard errors of the paired difference to the unquantized model on the same tokens, clustered by source file
-    where there is one, else by row. `kl` is in nats.
+    where there is one, else by row. `kl` is in nats. `bound` is a number that `hnmse` cannot exceed, from steps and
+    Gram matrices; values that are clipped count in it with what they miss.
     """
 
     cell: str
