@@ -120,7 +120,7 @@ def test_the_shipped_models_are_known_again_with_rows_of_their_own(model, run, i
     assert figures(run(tmp_path / "out", **options)[0]) == figures(written)
     shutil.rmtree(tmp_path / "out" / "about")  # even where only the model's own files are left
     read, layers = run(tmp_path / "out", **options)
-    unknown = dict(nmse=None, hnmse=None, fallbacks=("nmse, hnmse: the directory does not say",))
+    unknown = dict(nmse=None, hnmse=None, bound=None, fallbacks=("nmse, hnmse: the directory does not say",))
     assert figures(read) == figures(written) | unknown and layers == []
 
 
