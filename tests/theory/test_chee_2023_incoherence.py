@@ -59,7 +59,7 @@ def test_feedback_by_another_matrix_makes_the_error_it_says():
     assert error.mean() == pytest.approx(quip.feedback_error(A, H) / 12, abs=4 * error.std() / rows**0.5)
 
 
-def test_error_feedback_can_lose_on_a_row_and_does_worse_when_clipped():
+def test_error_feedback_can_lose_on_single_rows_but_seldom_does():
     rng = np.random.default_rng(4)
     turn = haar(16, rng)
     H = turn @ quip.outliers(16, 0.5) @ turn.T

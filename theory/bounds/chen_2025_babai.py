@@ -127,7 +127,7 @@ def _measure(setting: Setting) -> list[Point]:
 
 
 def _sentence(points: Sequence[Point]) -> str:
-    shares = {}
+    shares: dict[str, list[float]] = {}
     for p in points:
         if not p.series.startswith("error"):
             shares.setdefault(p.series, []).append(p.y)

@@ -108,7 +108,9 @@ def _outcomes(checkpoint: Any, told: Any, asked: Any, seed: int) -> Any:
                 for layer in names.layers:
                     name, weight = names.full_name(i, layer), linear(block, layer).weight
                     generator = generator_for(seed, name)
-                    frame = Incoherence().fit(tuple(weight.shape), generator) if "rotated" in arm else None
+                    frame = (
+                        Incoherence().fit((weight.shape[0], weight.shape[1]), generator) if "rotated" in arm else None
+                    )
                     Q = quantize_layer(weight, target, grams[name], generator, frame=frame).dequantize()
                     relative[name] = squared_error(weight, Q)
                     undirected = float(weight.double().square().sum() * grams[name].diagonal().mean())
@@ -124,7 +126,8 @@ def _grams(checkpoint: Any, told: Any) -> dict[str, Any]:
     """H of every layer's input in the unquantized model, by full name."""
     from suite.calibration import gather
 
-    hidden, found = checkpoint.embed(told.tensor()), {}
+    hidden = checkpoint.embed(told.tensor())
+    found: dict[str, Any] = {}
     for i in range(checkpoint.n_blocks):
         block = checkpoint.block(i)
         for site in checkpoint.architecture.sites:

@@ -99,13 +99,13 @@ def _measure(setting: Setting) -> list[Point]:
             ("nearest", False, NEAREST_VARIANCE),
             ("stochastic", True, STOCHASTIC_VARIANCE),
         ):
-            how = {"stochastic": stochastic, "seed": setting.seed}
-            error = error_rows(W - rounded(W, H, _STEP, **how), H) / unit
+            error = error_rows(W - rounded(W, H, _STEP, stochastic=stochastic, seed=setting.seed), H) / unit
             spread = 1.96 * standard_deviation(variance, found.d, _STEP) / unit / np.sqrt(rows)
             mean = float(error.mean())
             points.append(Point(series=f"{name}, mean", x=exponent, y=mean, low=mean - spread, high=mean + spread))
             against = hard if stochastic else np.concatenate([hard, worst])
-            most = error_rows(against - rounded(against, H, _STEP, **how), H).max() / unit
+            Q = rounded(against, H, _STEP, stochastic=stochastic, seed=setting.seed)
+            most = error_rows(against - Q, H).max() / unit
             points.append(Point(series=f"{name}, worst row", x=exponent, y=max(float(most), float(error.max()))))
     constants = {"1/12": NEAREST_MEAN, "1/6": STOCHASTIC_MEAN, "1/4": NEAREST_UPPER, "1": STOCHASTIC_UPPER}
     points += [Point(series=name, x=x, y=y, predicted=True) for name, y in constants.items() for x in _EXPONENTS]
