@@ -5,7 +5,7 @@ all blocks and more rows. Source of the measures: `theory.spectra.ubaru_2017_qua
 experiment runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ _OUTLIERS = 1 / 64  # of channels or of weights: as many as the outlier dial tur
 _LAYER = "mlp.down_proj"  # whose inputs are said to hold the outliers
 _LEVELS = np.append(10.0 ** -np.arange(0, 6.5, 0.5), 0.0)  # of the largest eigenvalue
 _BITS = (4, 3, 2)
+_BULK = 0.01  # of the eigenvalues and more in one node: it stands for a crowd, not for single stiff directions
 Measures = tuple[Density, dict[str, SpectralMeasure]]
 
 
@@ -193,7 +194,8 @@ def changes(setting: Setting) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """For RTN at 4, 3 and 2 bits on all layers of a block, the true change of the loss, in nats, and its terms.
 
     "gradient" is g . delta, "curvature" 1/2 delta^T H delta, "Gauss-Newton" likewise; "by rank" are ranks of
-    eigenvalues of H, from the largest on, with the sum of both terms along eigenvectors up to there.
+    eigenvalues of H, by their absolute value from the largest on, with the sum of both terms along eigenvectors up to
+    there. The bulk of small eigenvalues comes in one step: a few nodes of both signs stand for nearly all of them.
     """
     from suite.models.architecture import linear
     from theory.spectra.model import fronts
@@ -213,13 +215,19 @@ def changes(setting: Setting) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 def _terms(curvature: Any, hessian: Any, background: Density, delta: np.ndarray, g: np.ndarray) -> dict[str, Any]:
     measure, size = spectral_measure(hessian, delta, 10, g), float(np.linalg.norm(delta))
-    levels = np.append(_LEVELS * measure.nodes[-1], -np.inf)
-    ranks = [background.n * background.above(x).value for x in levels]
-    nats = size * measure.cross_above(levels) + size**2 / 2 * measure.rayleigh_above(levels)
+    bulk = max(abs(m.nodes[m.weights >= _BULK]).max() for m in background.measures)
+    levels = np.append([x for x in _LEVELS * abs(measure.nodes).max() if x > bulk], 0.0)
+    ranks = background.n * np.mean([_beyond(m.above, levels) for m in background.measures], axis=0)
+    nats = size * _beyond(measure.cross_above, levels) + size**2 / 2 * _beyond(measure.rayleigh_above, levels)
     return {"n": float(curvature.n), "measured": curvature.change(delta), "gradient": float(g @ delta),
             "curvature": size**2 / 2 * measure.rayleigh,
             "Gauss-Newton": float(delta @ (curvature.gauss_newton() @ delta)) / 2,
             "by rank": [(float(rank), float(y)) for rank, y in zip(ranks, nats, strict=True) if rank >= 1]}  # fmt: skip
+
+
+def _beyond(above: Callable[[np.ndarray], np.ndarray], levels: np.ndarray) -> np.ndarray:
+    """What is due to eigenvalues of these absolute values and more, of either sign; all of it at level 0."""
+    return above(levels) + above(np.full_like(levels, -np.inf)) - above(-levels)
 
 
 def _of_loss_change(points: Sequence[Point]) -> str:
@@ -293,7 +301,7 @@ EXPERIMENTS = (
                source="Ubaru, Chen, Saad 2017", x="share of eigenvalues above", y="share of energy there",
                measure=alignment, sentence=_of_alignment, log="xy", on_model=True),
     Experiment(name="spectra-loss-change", title="The change of the loss by rounding a block, by rank of the Hessian",
-               source="Pearlmutter 1994", x="eigenvalues, from the largest", y="change of the loss, nats",
+               source="Pearlmutter 1994", x="eigenvalues, from the largest in size", y="change of the loss, nats",
                measure=loss_change, sentence=_of_loss_change, log="x", on_model=True),
     Experiment(name="rotation-split", title="What a rotation and planted outliers do to a layer's error",
                source="identity of `theory.spectra.rotation`", x="layer", y="log2 of the error over the unchanged one",
