@@ -14,6 +14,7 @@ def layer(model: str, name: str = "mlp.down_proj", seed: int = 0) -> tuple[np.nd
     X are the layer's inputs on rows of the calibration text that follow from `seed`; `ValueError` for another name.
     """
     from suite.calibration import gather
+    from suite.models.architecture import linear
     from suite.models.checkpoint import load_model
     from suite.tokens import load_tokens
 
@@ -25,11 +26,12 @@ def layer(model: str, name: str = "mlp.down_proj", seed: int = 0) -> tuple[np.nd
     tokens = load_tokens(None, "calibration", checkpoint, min(256, checkpoint.context)).draw(_TOKENS, seed)
     block, hidden = checkpoint.block(0), checkpoint.embed(tokens.tensor())
     H = gather(checkpoint, 0, block, hidden, site).gram
-    return block.get_submodule(name).weight.detach().double().numpy(), H.numpy()
+    return linear(block, name).weight.detach().double().numpy(), H.numpy()
 
 
 def weights(model: str, name: str = "mlp.down_proj") -> np.ndarray:
     """W (out, in), float64, of the first block's layer of that name."""
+    from suite.models.architecture import linear
     from suite.models.checkpoint import load_model
 
-    return load_model(model).block(0).get_submodule(name).weight.detach().double().numpy()
+    return linear(load_model(model).block(0), name).weight.detach().double().numpy()

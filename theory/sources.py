@@ -24,7 +24,11 @@ _SMOOTH = np.array([])  # the corners of a density that has none above zero
 
 
 class Source(Protocol):
-    """A density symmetric about zero: what `blahut_arimoto` and the lower bound need to know of it."""
+    """A density symmetric about zero: what `blahut_arimoto`, bounds and scalar quantizers need to know of it."""
+
+    def __hash__(self) -> int:
+        """Sources are keys of caches."""
+        ...
 
     @property
     def variance(self) -> float:

@@ -15,8 +15,9 @@ weight are R / r per code. At equal true bits expansion therefore multiplies the
 
     (sum d' / sum d) / r * 4^(R (1 - 1 / r)),
 
-which is below 1 only for R < r / (2 (r - 1)) log2(r sum d / sum d'): what it saves is a factor that no rate enters, what
-it costs grows with the rate. `break_even_bits` is that rate.
+which is below 1 only for R < r / (2 (r - 1)) log2(r sum d / sum d'): what it saves is a factor that no rate enters,
+what it costs grows with the rate. `break_even_bits` is that rate. A random basis is also a rotation, so that a
+square one is measured beside the expanding ones: what it gains is not expansion's.
 """
 
 from collections.abc import Callable, Sequence

@@ -216,7 +216,7 @@ def _sentence_gains(points: Sequence[Point]) -> str:
     pairs = [(x, y) for name in CONSTRUCTIONS for x, y in at(f"feedback, {name}").items() if x > 1]
     nearest = [f"{at(f'to nearest, {name}')[most]:.3f} ({name})" for name in ("random basis", "duplicated")]
     return (
-        f"At one step, {most:g} times the channels leave {', '.join(parts)} of the squared output error under feedback, "
+        f"At one step, {most:g} times the channels leave {', '.join(parts)} of the squared output error of feedback, "
         f"within {off:.1%} of the sum of pivots, and {', '.join(nearest)} rounded to nearest; feedback is at or below "
         f"K / K' in {sum(y <= 1 / x for x, y in pairs)} of {len(pairs)} cases."
     )

@@ -1,7 +1,7 @@
 """A low-rank branch that error feedback knows of, and one that is fitted to what it left.
 
-Saab, Zhang 2026, arXiv:2606.01412, on low-rank correction intrinsic to GPTQ, whose setting this is: min |X (W - Q - B A)|
-over grids and ranks. In the letters of `suite`, E = W - Q (out, in) and a branch B A of rank r.
+Saab, Zhang 2026, arXiv:2606.01412, on low-rank correction intrinsic to GPTQ, whose setting this is: the least
+|X (W - Q - B A)^T| over grids and ranks. In the letters of `suite`, E = W - Q (out, in) and a branch B A of rank r.
 
 **Known to feedback.** Let V (in, r) be the stiffest eigenvectors of H, H V = V L. Take A = V^T and B = E V: what is
 left of E is E (I - V V^T), and

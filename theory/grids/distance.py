@@ -12,7 +12,7 @@ shape gains less what its fixed rate, its scales and its finite size lose. Net g
 high rate for every source and on the Gaussian at all rates, since there no error is below 4^-rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -34,7 +34,7 @@ from theory.replication import INTERVAL, replicated, seeds_of
 _SHAPE = (64, 256)
 _SCALAR = "Lloyd-Max"
 _CODED = "entropy-coded steps"
-Grids = dict[str, dict[float, Callable[[], dict[str, Any]]]]
+Grids = dict[str, dict[float, dict[str, Any]]]
 
 
 def grids() -> Grids:
@@ -61,23 +61,23 @@ def grids() -> Grids:
     }  # fmt: skip
     widths = range(1, 7)
     return {
-        "integers, absmax of 64": {b: lambda b=b: {"grid": Integer(bits=b, group=64)} for b in range(2, 7)},
-        _SCALAR: {b: lambda b=b: {"grid": table(b, "free")} for b in widths},
-        "best equal steps": {b: lambda b=b: {"grid": table(b, "uniform")} for b in widths},
-        "NF4": {4: lambda: {"grid": Scaled(element="nf4", group=64, scale=DoubleQuantized(), axis="flat")}},
-        "FP4, absmax of 64": {4: lambda: {"grid": Scaled(element="e2m1", group=64)}},
-        "binary residuals": {b: lambda b=b: {"grid": ResidualBinary(orders=b, group="tensor")} for b in range(1, 5)},
-        _CODED: {R: lambda R=R: {"grid": Steps(bits=R)} for R in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)},
-        "ECSQ": {R: lambda R=R: {"method": "ecsq", "bits": R} for R in (1, 2, 3)},
-        "E8P": {b: lambda b=b: {"grid": E8P(bits=b, **searched[b])} for b in searched},
-        "trellis": {b: lambda b=b: {"grid": Trellis(bits=b, gain=1.0, L=12)} for b in (2, 3)},
+        "integers, absmax of 64": {b: {"grid": Integer(bits=b, group=64)} for b in range(2, 7)},
+        _SCALAR: {b: {"grid": table(b, "free")} for b in widths},
+        "best equal steps": {b: {"grid": table(b, "uniform")} for b in widths},
+        "NF4": {4: {"grid": Scaled(element="nf4", group=64, scale=DoubleQuantized(), axis="flat")}},
+        "FP4, absmax of 64": {4: {"grid": Scaled(element="e2m1", group=64)}},
+        "binary residuals": {b: {"grid": ResidualBinary(orders=b, group="tensor")} for b in range(1, 5)},
+        _CODED: {R: {"grid": Steps(bits=R)} for R in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)},
+        "ECSQ": {R: {"method": "ecsq", "bits": R} for R in (1, 2, 3)},
+        "E8P": {b: {"grid": E8P(bits=b, **searched[b])} for b in searched},
+        "trellis": {b: {"grid": Trellis(bits=b, gain=1.0, L=12)} for b in (2, 3)},
     }
 
 
 @cache
 def outcome(source: str, grid: str, bits: float, seed: int) -> Outcome:
     """Of one seed: what a grid of this name and nominal `bits` leaves of 16,384 values of one of `SOURCES`."""
-    return rounded(matrix(source, _SHAPE, "", seed), **grids()[grid][bits]())
+    return rounded(matrix(source, _SHAPE, "", seed), **grids()[grid][bits])
 
 
 def net_gain_db(source: str, grid: str, bits: float, seed: int) -> float:
