@@ -49,8 +49,8 @@ def incoherence(H: np.ndarray) -> float:
 def pivot_sum_upper(H: np.ndarray) -> float:
     """(mu^2 / N) (tr H^(1/2))^2, at least sum_j d_j of `H` (in, in), positive semidefinite, in every order.
 
-    >>> round(pivot_sum_upper(np.eye(4) + 1), 6)  # 1 + 4 / 3 + 1 + 1 / 2 + .. is less
-    25.0
+    >>> pivot_sum_upper(np.diag([4.0, 1.0]))  # mu is sqrt(2), and the pivots' sum 5
+    9.0
     """
     eigenvalues, V = np.linalg.eigh(H)
     mu2 = len(H) * float(np.abs(V).max()) ** 2

@@ -42,8 +42,8 @@ _NAMES = ("nearest", "GPTQ", "GPTQ, rotated", "WaterSIC")
 def unevenness_bits(values: np.ndarray) -> float:
     """Half the binary logarithm of the arithmetic over the geometric mean of positive `values` (n,): never below 0.
 
-    >>> unevenness_bits(np.array([1.0, 4.0])) == np.log2(2.5 / 2) / 2
-    True
+    >>> round(unevenness_bits(np.array([1.0, 4.0])), 6)  # log2(2.5 / 2) / 2
+    0.160964
     """
     values = np.asarray(values, dtype=float)
     return float(np.log2(values.mean()) - np.log2(values).mean()) / 2
