@@ -103,7 +103,8 @@ class Curvature:
 
     def _products(self, v: np.ndarray, *, full: bool) -> tuple[np.ndarray, np.ndarray]:
         """The gradient and H v with `full`, else zeros and G v."""
-        V, sums = self._matrices(v), {}
+        V = self._matrices(v)
+        sums: Weights = {}
         with sdpa_kernel(SDPBackend.MATH):
             for hidden, ids in self._parts:
                 for name, pair in self._swept(hidden, ids, V, full).items():
@@ -114,12 +115,14 @@ class Curvature:
     def _swept(self, hidden: torch.Tensor, ids: torch.Tensor, V: Weights, full: bool) -> Weights:
         """For each weight g and the product (2, out, in), of these rows."""
         first, last = self._i + 1, self._checkpoint.n_blocks
-        states = [jvp(self._of_weights(hidden), (self._weights,), (V,))]
+        states: list[Any] = [jvp(self._of_weights(hidden), (self._weights,), (V,))]
         for k in range(first, last):
             states.append(jvp(self._of_states(k, hidden), *((x,) for x in states[-1])))
-        c, dc = self._at_the_end(ids, *states.pop(), full)
+        h, dh = states.pop()
+        c, dc = self._at_the_end(ids, h, dh, full)
         for k in reversed(range(first, last)):
-            c, dc = _pulled(self._of_states(k, hidden), *states.pop(), c, dc, full)
+            h, dh = states.pop()
+            c, dc = _pulled(self._of_states(k, hidden), h, dh, c, dc, full)
         g, product = _pulled(self._of_weights(hidden), self._weights, V, c, dc, full)
         return {name: torch.stack([g[name], product[name]]) for name in V}
 
@@ -127,7 +130,8 @@ class Curvature:
         """c_n and c'_n."""
         if full:
             return jvp(grad(self._nll(ids)), (h,), (dh,))
-        z, dz = jvp(self._logits, (h,), (dh,))
+        moved: Any = jvp(self._logits, (h,), (dh,))
+        z, dz = moved
         p = z.softmax(-1)
         curved = p * (dz - (p * dz).sum(-1, keepdim=True)) / self._predicted
         return torch.zeros_like(h), vjp(self._logits, h)[1](curved)[0]
