@@ -69,7 +69,7 @@ def grids() -> Grids:
         "binary residuals": {b: {"grid": ResidualBinary(orders=b, group="tensor")} for b in range(1, 5)},
         _CODED: {R: {"grid": Steps(bits=R)} for R in (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)},
         "ECSQ": {R: {"method": "ecsq", "bits": R} for R in (1, 2, 3)},
-        "E8P": {b: {"grid": E8P(bits=b, **searched[b])} for b in searched},
+        "E8P": {b: {"grid": E8P(bits=b, **searched[b])} for b in searched},  # type: ignore[arg-type]
         "trellis": {b: {"grid": Trellis(bits=b, gain=1.0, L=12)} for b in (2, 3)},
     }
 
