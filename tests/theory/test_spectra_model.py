@@ -33,7 +33,7 @@ def test_every_layer_and_the_block_have_three_spectra_that_agree(small):
         parts, block = [by[f"model.layers.1.{x}", kind] for x in names], by["model.layers.1", kind]
         assert block.density.n == sum(part.density.n for part in parts)
         # A trace is the sum of its diagonal blocks' traces; the largest eigenvalue is at least each of theirs.
-        se = sum(x.trace.se**2 for x in (*parts, block)) ** 0.5 if kind != "inputs" else 0.0
+        se = sum(x.trace.se**2 for x in (*parts, block)) ** 0.5  # 0 of the inputs, which are known whole
         total = sum(part.trace.value for part in parts)
         assert abs(block.trace.value - total) <= 5 * se + 1e-9 * abs(total)  # t of few degrees, eight terms
         assert block.largest >= max(part.largest for part in parts) * (1 - 2e-3)

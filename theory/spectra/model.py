@@ -47,7 +47,8 @@ class Spectrum:
     @property
     def trace(self) -> Estimate:
         """Exact for the inputs, of error zero; else with the standard error over starts."""
-        return self.density.trace()
+        found = self.density.trace()
+        return Estimate(found.value, 0.0) if self.kind == "inputs" else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
