@@ -113,9 +113,14 @@ def _curve(source: Source) -> RateDistortion:
 
 
 def matrix(name: str, model: str, seed: int) -> np.ndarray:
-    """A matrix of one of `SOURCES`, drawn by `seed`, or the weights of a `LAYER`, of root mean square 1."""
+    """A matrix of one of `SOURCES`, drawn by `seed`, or the weights of the `LAYER`, of root mean square 1.
+
+    Raises `ValueError` for another name.
+    """
     if name in SOURCES:
         x = SOURCES[name].draw(np.random.default_rng(seed), _SHAPE)
+    elif name != LAYER:
+        raise ValueError(f"source {name!r}: expected one of {', '.join((*SOURCES, LAYER))}")
     else:
         from theory.layers import weights
 

@@ -173,8 +173,10 @@ def reverse_waterfilling_rate(variances: ArrayLike, distortion: ArrayLike, weigh
         raise ValueError(f"variances and weights must be two vectors of one length, got {v.shape} and {w.shape}")
     if not (total > 0).all():
         raise ValueError(f"every distortion must be positive, got {np.min(distortion)}")
-    levels = np.append(0.0, np.unique(v))
-    theta = np.interp(total, np.minimum.outer(levels, v) @ w, levels)
+    order = np.argsort(v)
+    levels, under = np.append(0.0, v[order]), np.cumsum(w[order])
+    filled = np.append(0.0, np.cumsum(w[order] * v[order]) + v[order] * (under[-1] - under))
+    theta = np.interp(total, filled, levels)
     wet = np.log2(np.maximum(np.divide.outer(v, theta), 1)) / 2
     return np.tensordot(w, wet, axes=1) / w.sum()
 

@@ -207,10 +207,11 @@ def splits_of(
             known = [Gram.of(gram.double().numpy()) for gram in grams]
             for layer in site.layers:
                 name, W = checkpoint.architecture.full_name(i, layer), linear(block, layer).weight.detach()
+                n_out, n_in = W.shape
                 for pick, recipe in recipes.items():
                     target, generator = recipe.target_of(name), generator_for(seed, name)
                     if target is not None:
-                        frame = recipe.incoherence and recipe.incoherence.fit(tuple(W.shape), generator)
+                        frame = recipe.incoherence.fit((n_out, n_in), generator) if recipe.incoherence else None
                         found = quantize_layer(W, target, grams[0], generator, recipe.coding, None, frame)
                         yield pick, split_of(name, W, found, target, *known)
         texts = [checkpoint.run(i, block, hidden) for hidden in texts]

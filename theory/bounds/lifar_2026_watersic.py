@@ -82,7 +82,7 @@ def rate_and_gap(
     return rate, rate - float(reverse_waterfilling_rate(eigenvalues, D, np.ones(len(H))))
 
 
-def _gaps(exponent: float, step: float, rows: int, seed: int) -> dict[str, tuple[float, float, float]]:
+def gaps(exponent: float, step: float, rows: int, seed: int) -> dict[str, tuple[float, float, float]]:
     """By name: the rate, the bits above the limit at equal error, and those predicted."""
     rng = np.random.default_rng(seed)
     H = power_law(_N, exponent, rng, _BLOCK)
@@ -101,7 +101,7 @@ def _gaps(exponent: float, step: float, rows: int, seed: int) -> dict[str, tuple
 def _measure(setting: Setting) -> list[Point]:
     rows, points = max(512, round(8192 * setting.effort)), []
     for exponent in _EXPONENTS:
-        for name, (_, measured, predicted) in _gaps(exponent, _STEP, rows, setting.seed).items():
+        for name, (_, measured, predicted) in gaps(exponent, _STEP, rows, setting.seed).items():
             points.append(Point(series=name, x=exponent, y=measured))
             points.append(Point(series=f"{name}: predicted", x=exponent, y=predicted, predicted=True))
     return points
@@ -110,7 +110,7 @@ def _measure(setting: Setting) -> list[Point]:
 def _measure_rates(setting: Setting) -> list[Point]:
     rows, points = max(512, round(4096 * setting.effort)), []
     for step in _STEPS:
-        for name, (rate, measured, predicted) in _gaps(_EXPONENT, step, rows, setting.seed).items():
+        for name, (rate, measured, predicted) in gaps(_EXPONENT, step, rows, setting.seed).items():
             points.append(Point(series=name, x=rate, y=measured))
             points.append(Point(series=f"{name}: at high rates", x=rate, y=predicted, predicted=True))
     return points

@@ -81,7 +81,9 @@ def salience(setting: Setting) -> Mapping[str, float]:
 
     target = method_named("rtn").recipe(bits=_SALIENT_BITS).weights
     assert target is not None
-    by_inputs, by_weights, kept = [], [], []
+    by_inputs: list[float] = []
+    by_weights: list[float] = []
+    kept = []
     for site in _sites(setting):
         for name, W in site.weights.items():
             E = quantize_layer(W, target, None, generator_for(0, name)).dequantize() - W
@@ -175,6 +177,25 @@ def _kl(model: str, methods: tuple[str, ...], setting: Setting) -> dict[str, flo
     return {record.method: float(record.kl or 0.0) for record in records}
 
 
+def stiffness(setting: Setting) -> Mapping[str, float]:
+    """O7: how stiff outlier channels are over chance, and what planting an outlier there costs more than elsewhere.
+
+    Logarithms of base 2 of errors at 4 bits, medians over layers: stiffest less softest channel, at an equal step.
+    """
+    from theory.spectra.experiments import rotation_gain
+    from theory.spectra.experiments import stiffness as over_chance
+
+    stiff, cost = over_chance(setting), rotation_gain(setting)
+    found = {f"outlier channels over chance, {kind}": stiff[f"{kind}: outlier channels"]
+             for kind in ("inputs", "gauss-newton", "hessian")}  # fmt: skip
+    for rounding in ("nearest", "feedback"):
+        planted = (cost[f"{rounding}, planted {where}: measured"] for where in ("stiff", "soft"))
+        found[f"stiff less soft, {rounding}"] = next(planted) - next(planted)
+        found[f"rotated, {rounding}: by step"] = cost[f"{rounding}, rotated: step"]
+        found[f"rotated, {rounding}: measured"] = cost[f"{rounding}, rotated: measured"]
+    return found
+
+
 def massive(setting: Setting) -> Mapping[str, float]:
     """O6: which share of the channels with massive outliers feed a down projection; NaN where there are none."""
     from suite.outliers.metrics import outlier_channels
@@ -210,4 +231,9 @@ CLAIMS = (
     Claim(id="O6", group=GROUP, kind="scale-dependent", measure=massive, on_model=True, scope=_OWN.format("O6"),
           sentence="Massive outliers live in the inputs of down-projections.",
           rule=(Above("share of them in down projections", 0.5),)),
+    Claim(id="O7", group=GROUP, kind="mechanism", measure=stiffness, on_model=True, scope=_OWN.format("O7"),
+          sentence="The outliers that break quantization are the stiff directions of the Hessian: they are stiff, and it "
+                   "is by that that they cost.",
+          rule=(*(Above(f"outlier channels over chance, {kind}", 1.0) for kind in ("inputs", "gauss-newton", "hessian")),
+                *(Above(f"stiff less soft, {rounding}", 0.5) for rounding in ("nearest", "feedback")))),
 )  # fmt: skip

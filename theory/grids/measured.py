@@ -30,9 +30,14 @@ class Outcome:
 
 
 def matrix(name: str, shape: tuple[int, int], model: str, seed: int) -> np.ndarray:
-    """A matrix of one of `SOURCES` of this `shape`, drawn by `seed`, or the weights of the `LAYER` of a model."""
+    """A matrix of one of `SOURCES` of this `shape`, drawn by `seed`, or the weights of the `LAYER` of a model.
+
+    Raises `ValueError` for another name.
+    """
     if name in SOURCES:
         return SOURCES[name].draw(np.random.default_rng(seed), shape)
+    if name != LAYER:
+        raise ValueError(f"source {name!r}: expected one of {', '.join((*SOURCES, LAYER))}")
     from theory.layers import weights
 
     return weights(model)
