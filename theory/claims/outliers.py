@@ -25,6 +25,7 @@ GROUP = "Outliers and coordinates"
 _CALIBRATION, _EVALUATION = 1 << 12, 1 << 13  # tokens in the quick tier, as in the suite's smoke tier
 _TOP = 0.01
 _SALIENT_BITS = 3  # as in `suite.outliers`: few enough that some weights are worth keeping
+_HESSIANS = ("inputs", "gauss-newton", "hessian")
 _ALPHAS = tuple(i / 10 for i in range(11))
 _OWN = ("on a model of 3.7 million parameters without natural outliers; `bitfrontier claims --run --only {} --model` "
         "with one of 100 million or more would say it of those")  # fmt: skip
@@ -187,7 +188,7 @@ def stiffness(setting: Setting) -> Mapping[str, float]:
 
     stiff, cost = over_chance(setting), rotation_gain(setting)
     found = {f"outlier channels over chance, {kind}": stiff[f"{kind}: outlier channels"]
-             for kind in ("inputs", "gauss-newton", "hessian")}  # fmt: skip
+             for kind in _HESSIANS}  # fmt: skip
     for rounding in ("nearest", "feedback"):
         planted = (cost[f"{rounding}, planted {where}: measured"] for where in ("stiff", "soft"))
         found[f"stiff less soft, {rounding}"] = next(planted) - next(planted)
@@ -232,8 +233,8 @@ CLAIMS = (
           sentence="Massive outliers live in the inputs of down-projections.",
           rule=(Above("share of them in down projections", 0.5),)),
     Claim(id="O7", group=GROUP, kind="mechanism", measure=stiffness, on_model=True, scope=_OWN.format("O7"),
-          sentence="The outliers that break quantization are the stiff directions of the Hessian: they are stiff, and it "
-                   "is by that that they cost.",
-          rule=(*(Above(f"outlier channels over chance, {kind}", 1.0) for kind in ("inputs", "gauss-newton", "hessian")),
+          sentence="The outliers that break quantization are the stiff directions of the Hessian: they are stiff, and "
+                   "it is by that that they cost.",
+          rule=(*(Above(f"outlier channels over chance, {kind}", 1.0) for kind in _HESSIANS),
                 *(Above(f"stiff less soft, {rounding}", 0.5) for rounding in ("nearest", "feedback")))),
 )  # fmt: skip
