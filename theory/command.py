@@ -98,7 +98,7 @@ def claims(
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
-        _print(found)
+        _print(found, {claim.id: {part.quantity for part in claim.rule} for claim in chosen})
 
 
 def _chosen(names: Sequence[str], known: dict[str, Any], what: str) -> list[Any]:
@@ -134,7 +134,7 @@ def _said(claim: "Claim", row: "VerdictRow | None") -> dict[str, Any]:
                     "effort": row.effort, "seconds": row.seconds}  # fmt: skip
 
 
-def _print(found: Sequence[dict[str, Any]]) -> None:
+def _print(found: Sequence[dict[str, Any]], ruling: dict[str, set[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -144,7 +144,7 @@ def _print(found: Sequence[dict[str, Any]]) -> None:
         table.add_column(name, no_wrap=name in ("id", "verdict"))
     for one in found:
         evidence = (f"{name} {e['mean']:.3g} ({e['low']:.3g} to {e['high']:.3g})" for name, e in
-                    one["evidence"].items() if name in one["rule"])  # fmt: skip
+                    one["evidence"].items() if name in ruling[one["id"]])  # fmt: skip
         table.add_row(one["id"], one["claim"], one["verdict"], "; ".join(filter(None, (*evidence, one["condition"]))))
     console = Console()
     (console if console.is_terminal else Console(width=160)).print(table)

@@ -205,12 +205,12 @@ CLAIMS = (
           rule=(Above("null space over chance, feedback", 1.5), Above("null space over chance, nearest", 1.5),
                 Below("stiffest directions, expanded over plain", 1.0),
                 Below("best error over plain codes of the same true bits", 1.0))),
-    Claim(id="E8", group=GROUP, kind="mechanism", measure=residuals, takes="cases", seeds=5,
+    Claim(id="E8", group=GROUP, kind="mechanism", measure=residuals, takes="cases", seeds=12,
           sentence="BiLLM's binary residual approximation follows its closed form, and is within half a bit of R(D) at "
                    "its true rate.",
           rule=(Above("error over its closed form", 0.98), Below("error over its closed form", 1.02),
                 Below("bits from the limit", 0.5))),
-    Claim(id="E9", group=GROUP, kind="theorem", measure=perception, takes="every", seeds=5,
+    Claim(id="E9", group=GROUP, kind="theorem", measure=perception, takes="every", seeds=12,
           sentence="On the rate-distortion-perception plane, matching the source's distribution costs at most a factor "
                    "of two in distortion.",
           rule=tuple(Below(f"{how} common randomness, {rate} bits", 2.01) for how in ("with", "without")

@@ -211,16 +211,16 @@ def massive(setting: Setting) -> Mapping[str, float]:
 
 
 CLAIMS = (
-    Claim(id="O2", group=GROUP, kind="mechanism", measure=salience, on_model=True, scope=_OWN.format("O2"),
+    Claim(id="O2", group=GROUP, kind="mechanism", measure=salience, on_model=True, seeds=6, scope=_OWN.format("O2"),
           sentence="Salience follows the inputs' magnitude, not the weights'; the top 1% of channels carry a "
                    "disproportionate share of the output error.",
           rule=(Above("inputs over weights", 1.0), Above("share by inputs over the channels' own share", 2.0))),
-    Claim(id="O3", group=GROUP, kind="mechanism", measure=smoothing, on_model=True, scope=_OWN.format("O3"),
+    Claim(id="O3", group=GROUP, kind="mechanism", measure=smoothing, on_model=True, seeds=6, scope=_OWN.format("O3"),
           sentence="SmoothQuant's effective dynamic range against alpha has an interior optimum; it moves outliers "
                    "into the weights.",
           rule=(Above("share of sites with an interior optimum", 0.5), Below("inputs' range there over none", 1.0),
                 Above("weights' range there over none", 1.0))),
-    Claim(id="O4", group=GROUP, kind="mechanism", measure=rotation, on_model=True, scope=_OWN.format("O4"),
+    Claim(id="O4", group=GROUP, kind="mechanism", measure=rotation, on_model=True, seeds=6, scope=_OWN.format("O4"),
           sentence="A random Hadamard rotation lowers kurtosis toward a Gaussian's and leaves the function unchanged.",
           rule=(Below("rotated over without", 0.5), Below("relative change of logits", 1e-4))),
     Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, slow=True,
