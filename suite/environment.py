@@ -11,7 +11,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "constriction")
 
 @cache
 def code_version(*further: str) -> str:
-    """A hash of every source file that a record depends on: the folders `kernels` and `suite`, and any `further` ones."""
+    """A hash of every source file that a record depends on: of `kernels`, `suite` and any `further` folders."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(path for folder in ("kernels", "suite", *further) for path in root.glob(f"{folder}/**/*.py")):

@@ -184,16 +184,16 @@ def _measure_shaping(setting: Setting) -> list[Point]:
     for name, by_bits in grids().items():
         for bits in by_bits:
             gains = [net_gain_db("Gaussian", name, bits, seed) for seed in seeds_of(setting)]
-            points.append(replicated(f"{name}, net at {bits:g} bits", sizes.get(name, 1), gains))
+            points.append(replicated(f"{name}: net at {bits:g} bits", sizes.get(name, 1), gains))
     top = (1, 256)
     return points + [Point(series="balls", x=x, y=SHAPING_GAIN_DB_UPPER, predicted=True) for x in top]
 
 
 def _sentence_shaping(points: Sequence[Point]) -> str:
-    net = [p for p in points if ", net at" in p.series]
+    net = [p for p in points if ": net at" in p.series]
     cells = [f"{p.series.split(',')[0]} {p.y:.3f} dB" for p in points if p.series.endswith("its cells")]
     won = sorted((p for p in net if p.low is not None and p.low > 0), key=lambda p: -p.y)
-    best = ", ".join(f"{p.series.replace(', net at', ' at')} {p.y:.2f} dB" for p in won)
+    best = ", ".join(f"{p.series.replace(': net at', ' at')} {p.y:.2f} dB" for p in won)
     return (
         f"Of {SHAPING_GAIN_DB_UPPER:.3f} dB that shapes can gain over cubes, cells of {', '.join(cells)}; net of what "
         f"they lose otherwise, {len(won)} of {len(net)} grids gain on entropy-coded cubes of their true rate on a "
