@@ -16,17 +16,22 @@ _SHAPES = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
 _DASHES: tuple = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _INCHES = 6.6
 _LEGEND_COLUMNS = 2
+_MOST_LABELS = 18
 _LABEL = 46  # characters of an axis label that fit the figure's height
 _LONG = 34  # characters of a legend's entry, above which there is one to a line
 
 
 def draw_experiment(experiment: Experiment, points: list[Point]) -> Figure:
-    """Series in the order they come in; what is before a colon in their names gives them one color."""
+    """Series in the order they come in; what is before a colon in their names gives them one color.
+
+    Of very many series those of one color share a line of the legend.
+    """
     series = list(dict.fromkeys((point.series, point.predicted) for point in points))
     names = list(dict.fromkeys(name.split(":")[0] for name, _ in series))
     columns = _LEGEND_COLUMNS if max(len(name) for name, _ in series) <= _LONG else 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(_INCHES, 3.9 + 0.2 * -(-len(series) // columns)))
+        lines = len(names) if len(series) > _MOST_LABELS else len(series)
+        figure = Figure(figsize=(_INCHES, 3.9 + 0.2 * -(-lines // columns)))
         FigureCanvasAgg(figure)
         ax = figure.add_subplot()
         for name, predicted in series:
@@ -36,7 +41,11 @@ def draw_experiment(experiment: Experiment, points: list[Point]) -> Figure:
         for letter in experiment.log:
             ax.set(**{f"{letter}scale": "log"})
             _plain(ax.xaxis if letter == "x" else ax.yaxis, [p.x if letter == "x" else p.y for p in points])
-        figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        handles, labels = ax.get_legend_handles_labels()
+        if len(labels) > _MOST_LABELS:
+            named = {label.split(":")[0]: handle for handle, label in reversed([*zip(handles, labels, strict=True)])}
+            labels, handles = [*reversed(named)], [*reversed(named.values())]
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
         return figure
 
 
@@ -54,9 +63,10 @@ def _marks(ax: Axes, name: str, points: list[Point], k: int) -> None:
     below = [p.y - (p.y if p.low is None else p.low) for p in points]
     above = [(p.y if p.high is None else p.high) - p.y for p in points]
     bars = [[max(0.0, x) for x in below], [max(0.0, x) for x in above]] if any((*below, *above)) else None
+    shape = _SHAPES[(k + k // len(COLORS)) % len(_SHAPES)]
     ax.errorbar([p.x for p in points], [p.y for p in points], yerr=bars, color=COLORS[k % len(COLORS)], label=name,
-                marker=_SHAPES[(k + k // len(COLORS)) % len(_SHAPES)], markersize=4.5, linestyle=":" if len(points) < 40 else "",
-                linewidth=0.8, elinewidth=0.9, zorder=2.5)  # fmt: skip
+                marker=shape, markersize=4.5, linestyle=":" if len(points) < 40 else "", linewidth=0.8,
+                elinewidth=0.9, zorder=2.5)  # fmt: skip
 
 
 def _plain(axis: Axis, values: list[float]) -> None:

@@ -80,7 +80,7 @@ def test_sentences_follow_the_points():
     assert "a grid 1.50 at 3.00 bits; 0 of 1" in say([*limit, above])
     assert "a grid 0.50 at 2.00 bits; 1 of 2" in say([*limit, above, below])
     shaping = EXPERIMENTS[3].sentence
-    net = [Point(series="x, net at 2 bits", x=1, y=0.7, low=0.6, high=0.8), Point(series="Z, its cells", x=1, y=0.0)]
+    net = [Point(series="x: net at 2 bits", x=1, y=0.7, low=0.6, high=0.8), Point(series="Z, its cells", x=1, y=0.0)]
     assert "1 of 1 grids gain on entropy-coded cubes of their true rate on a Gaussian: x at 2 bits 0.70 dB" in shaping(
         net
     )

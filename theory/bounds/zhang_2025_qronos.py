@@ -99,7 +99,7 @@ def _measure(setting: Setting) -> list[Point]:
             mean, half = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / draws**0.5
             if name in ("Qronos", "GPTQ"):
                 points.append(Point(series=name, x=level, y=mean, low=mean - half, high=mean + half))
-            else:
+            elif mean > 1e-12:  # on a logarithmic axis what is 0 but for rounding has no place
                 points.append(Point(series=name, x=level, y=mean, predicted=True))
     return points
 
@@ -109,7 +109,7 @@ def _sentence(points: Sequence[Point]) -> str:
     for level in sorted({p.x for p in points}):
         at = {p.series: p.y for p in points if p.x == level}
         parts.append(f"{level:g}: {at['Qronos']:.2g} against {at['GPTQ']:.2g}, bound {at['Qronos: at most']:.2g}, "
-                     f"least possible {_rounded_off(at['no codes below']):.2g}")  # fmt: skip
+                     f"least possible {_rounded_off(at.get('no codes below', 0.0)):.2g}")  # fmt: skip
     return f"Relative error of Qronos against GPTQ's on the same inputs, by mismatch, {'; '.join(parts)}."
 
 

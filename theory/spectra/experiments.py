@@ -251,7 +251,8 @@ def rotation(setting: Setting) -> list[Point]:
         for split in rotation_of(setting, seed):
             found.setdefault((f"{split.rounding}, {split.change}", split.layer), []).append(split)
     order = {layer: k for k, layer in enumerate(dict.fromkeys(layer for _, layer in found))}
-    return [replicated(f"{name}: {what}", order[layer], [getattr(split, field) for split in splits])
+    return [replace(replicated(f"{name}: {what}", order[layer], [getattr(split, field) for split in splits]),
+                    predicted=what in ("step", "pivots"))
             for (name, layer), splits in found.items() for what, field in _TERMS.items()]  # fmt: skip
 
 
