@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
-
 from suite.findings import Kind, Verdict
 from theory.experiment import Setting
+from theory.replication import interval
 
 LEDGER = 62  # claims in all, B to M, those among them that are not yet decided
 CONFIDENCE = 1 - 0.05 / LEDGER
@@ -34,17 +33,15 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Student's interval of the mean of `values`, a point where all are the same; NaN where one of them is.
+    """Student's interval of the mean of `values`, a point where all are the same; NaN where one of them is not finite.
 
-    >>> estimate([1.0, 2.0, 3.0], confidence=0.95).low
-    -0.484137711...
+    >>> round(estimate([1.0, 2.0, 3.0], confidence=0.95).low, 4)
+    -0.4841
     """
-    mean = math.fsum(values) / len(values)
+    mean, low, high = interval(values, confidence) if all(map(math.isfinite, values)) else [math.nan] * 3
     if len(values) == 1:
-        return Estimate(values=tuple(values), mean=mean, low=-math.inf, high=math.inf)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = deviation / math.sqrt(len(values)) * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
-    return Estimate(values=tuple(values), mean=mean, low=mean - half, high=mean + half)
+        low, high = -math.inf, math.inf
+    return Estimate(values=tuple(values), mean=mean, low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True)
