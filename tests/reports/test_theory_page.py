@@ -11,7 +11,7 @@ from reports.theory import read_theory
 from reports.theory_page import draw_theory, render_theory
 from suite.findings import PointRow, VerdictRow
 from suite.store import Store
-from theory.claims.frame import Above, Claim
+from theory.claims.frame import Claim, above
 from theory.experiment import Experiment
 
 ORIGIN = {"model": "", "model_sha256": "", "effort": 1.0, "seconds": 1.0, "code": "c0de", "env": "cpu",
@@ -20,7 +20,7 @@ LINES = Experiment(name="lines", title="Straight lines", source="Euclid, book 1"
                    measure=lambda setting: (), sentence=lambda points: f"{len(points)} points", log="xy",
                    interval="guesses")  # fmt: skip
 CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Lines are straight & long.",
-              measure=lambda setting: {}, rule=(Above("length", 0.5),))  # fmt: skip
+              measure=lambda setting: {}, rule=(above("length", 0.5),))  # fmt: skip
 
 
 def point(place, **changed):

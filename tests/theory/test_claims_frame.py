@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from theory.claims.frame import CONFIDENCE, Above, Below, Claim, decide, estimate
+from theory.claims.frame import CONFIDENCE, Claim, above, below, decide, estimate
 
 CLAIM = Claim(id="X1", group="made up", kind="mechanism", sentence="a is large and b is small.",
-              measure=lambda setting: {}, rule=(Above("a", 1.0), Below("b", 0.5)))  # fmt: skip
+              measure=lambda setting: {}, rule=(above("a", 1.0), below("b", 0.5)))  # fmt: skip
 HIGH, LOW, WIDE = [2.0, 2.0, 2.0], [0.1, 0.1, 0.1], [-3.0, 0.8, 4.0]
 
 
@@ -31,14 +31,14 @@ def test_verdicts_follow_from_the_answers(a, b, every, cases):
 
 
 def test_a_condition_names_what_holds_what_fails_and_what_is_open():
-    claim = replace(CLAIM, takes="cases", rule=(*CLAIM.rule, Above("c", 0.0)), scope="at this size")
+    claim = replace(CLAIM, takes="cases", rule=(*CLAIM.rule, above("c", 0.0)), scope="at this size")
     said = decide(claim, found(HIGH, HIGH) | {"c": estimate(WIDE)}).condition
     assert said == "holds: a > 1; fails: b < 0.5; open: c > 0; at this size"
     assert claim.rule_text == "a > 1; each for itself: b < 0.5; each for itself: c > 0"
 
 
 def test_a_number_on_the_margin_decides_nothing():
-    assert Above("a", 1.0).answer(estimate([1.0, 1.0])) is None is Below("a", 1.0).answer(estimate([1.0, 1.0]))
+    assert above("a", 1.0).answer(estimate([1.0, 1.0])) is None is below("a", 1.0).answer(estimate([1.0, 1.0]))
 
 
 def test_one_seed_decides_nothing():

@@ -9,7 +9,7 @@ import theory.experiments
 from suite.findings import PointRow, VerdictRow
 from suite.store import Store
 from theory.claims import ledger
-from theory.claims.frame import Above, Claim
+from theory.claims.frame import Claim, above
 from theory.experiment import Experiment, Point, Setting
 from theory.running import as_point, points_of, verdict_of
 
@@ -24,7 +24,7 @@ def measured(setting):
 
 SQUARES = Experiment(name="squares", title="Squares", source="made up", x="n", y="n²", measure=measured,
                      sentence=lambda points: f"{len(points)} points up to {max(p.y for p in points):g}")  # fmt: skip
-CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Squares are positive.", rule=(Above("square", 0.0),),
+CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Squares are positive.", rule=(above("square", 0.0),),
               measure=lambda setting: {"square": 1.0 + setting.seed / 1024, "seed": setting.seed / 1024})  # fmt: skip
 
 
@@ -32,7 +32,7 @@ CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Squares are po
 def _fresh(monkeypatch):
     calls.clear()
     monkeypatch.setattr(theory.experiments, "EXPERIMENTS", (SQUARES,))
-    monkeypatch.setattr(ledger, "CLAIMS", (CLAIM, replace(CLAIM, id="X2", rule=(Above("seed", 9.0),), slow=True)))
+    monkeypatch.setattr(ledger, "CLAIMS", (CLAIM, replace(CLAIM, id="X2", rule=(above("seed", 9.0),), slow=True)))
 
 
 def test_points_are_measured_once_for_a_seed_and_kept_in_their_order(tmp_path):
@@ -70,7 +70,7 @@ def test_a_verdict_keeps_its_numbers_and_is_not_measured_again(tmp_path):
     assert evidence["square"]["mean"] == 1 + 2 / 1024
     assert evidence["seed"]["values"] == [1 / 1024, 2 / 1024, 3 / 1024]
     assert verdict_of(replace(CLAIM, measure=measured), Setting(seed=1), store, "") == row and not calls
-    changed = verdict_of(replace(CLAIM, rule=(Above("square", 1e3),)), Setting(seed=1), store, "")
+    changed = verdict_of(replace(CLAIM, rule=(above("square", 1e3),)), Setting(seed=1), store, "")
     assert changed.verdict == "refuted"  # another rule is another verdict
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from theory.claims.frame import Above, Below, Claim
+from theory.claims.frame import Claim, above, below
 from theory.experiment import Setting
 
 GROUP = "Error bounds"
@@ -174,45 +174,45 @@ def perception(setting: Setting) -> Mapping[str, float]:
 CLAIMS = (
     Claim(id="E1", group=GROUP, kind="theorem", measure=identity,
           sentence="OPTQ's error identity and the bounds that follow hold: no violation in any case.",
-          rule=(Below("deviation from the identity", _EXACT), Below("largest share of the bound, nearest", 1 + _EXACT),
-                Below("largest share of the bound, stochastic", 1 + _EXACT))),
+          rule=(below("deviation from the identity", _EXACT), below("largest share of the bound, nearest", 1 + _EXACT),
+                below("largest share of the bound, stochastic", 1 + _EXACT))),
     Claim(id="E2", group=GROUP, kind="mechanism", measure=sup_norm, seeds=8, takes="cases",
           sentence="Stochastic rounding has better l-infinity guarantees than deterministic rounding, and better "
                    "typical values.",
-          rule=tuple(Below(f"{what}, {kind}, {how}", 1.0) for what in ("guaranteed", "typical")
+          rule=tuple(below(f"{what}, {kind}, {how}", 1.0) for what in ("guaranteed", "typical")
                      for kind in ("random", "adversarial") for how in ("without", "with feedback"))),
     Claim(id="E3", group=GROUP, kind="mechanism", measure=order, seeds=8, takes="cases",
           sentence="Decreasing-norm order is the right order for GPTQ.",
-          rule=(Below("decreasing over given, norms alike", 1.0), Below("decreasing over given, norms spread", 1.0),
-                Below("decreasing over smallest pivot last, norms alike", 1.01),
-                Below("decreasing over smallest pivot last, norms spread", 1.01))),
+          rule=(below("decreasing over given, norms alike", 1.0), below("decreasing over given, norms spread", 1.0),
+                below("decreasing over smallest pivot last, norms alike", 1.01),
+                below("decreasing over smallest pivot last, norms spread", 1.01))),
     Claim(id="E4", group=GROUP, kind="theorem", measure=babai,
           sentence="GPTQ is LDLQ is Babai's nearest plane, code for code.",
-          rule=tuple(Above(f"share of equal codes, {name}", 0.999) for name in ("gptq", "ldlq", "babai"))),
+          rule=tuple(above(f"share of equal codes, {name}", 0.999) for name in ("gptq", "ldlq", "babai"))),
     Claim(id="E5", group=GROUP, kind="theorem", measure=losses, seeds=8, takes="cases",
           sentence="GPTQ can lose to RTN on one instance; with clipping it is not optimal among feedback methods.",
-          rule=(Above("share of rows lost", 0.0), Above("share of rows lost, 2 bits with ends", 0.0),
-                Above("mean error over nearest's, 2 bits with ends", 1.0)),
+          rule=(above("share of rows lost", 0.0), above("share of rows lost, 2 bits with ends", 0.0),
+                above("mean error over nearest's, 2 bits with ends", 1.0)),
           scope="nearest rounding is the feedback method that it is held against; others might beat it in the mean"),
     Claim(id="E6", group=GROUP, kind="mechanism", measure=entropy_gap, takes="cases", seeds=5,
           sentence="GPTQ with entropy coding is 0.2546 bit plus half the log of the pivots' arithmetic-to-geometric "
                    "mean ratio from the limit.",
-          rule=tuple(Below(f"{way}, near {name}: off by", 0.02) for name in ("4 bits", "1.5 bits")
+          rule=tuple(below(f"{way}, near {name}: off by", 0.02) for name in ("4 bits", "1.5 bits")
                      for way in ("GPTQ", "WaterSIC"))),
     Claim(id="E7", group=GROUP, kind="mechanism", measure=expansion, takes="cases", seeds=5,
           sentence="Model expansion moves quantization noise into the null space of the expanded inputs, and out of "
                    "the stiff directions; it is better than spending the same bits on rate.",
-          rule=(Above("null space over chance, feedback", 1.5), Above("null space over chance, nearest", 1.5),
-                Below("stiffest directions, expanded over plain", 1.0),
-                Below("best error over plain codes of the same true bits", 1.0))),
+          rule=(above("null space over chance, feedback", 1.5), above("null space over chance, nearest", 1.5),
+                below("stiffest directions, expanded over plain", 1.0),
+                below("best error over plain codes of the same true bits", 1.0))),
     Claim(id="E8", group=GROUP, kind="mechanism", measure=residuals, takes="cases", seeds=12,
           sentence="BiLLM's binary residual approximation follows its closed form, and is within half a bit of R(D) at "
                    "its true rate.",
-          rule=(Above("error over its closed form", 0.98), Below("error over its closed form", 1.02),
-                Below("bits from the limit", 0.5))),
+          rule=(above("error over its closed form", 0.98), below("error over its closed form", 1.02),
+                below("bits from the limit", 0.5))),
     Claim(id="E9", group=GROUP, kind="theorem", measure=perception, takes="every", seeds=12,
           sentence="On the rate-distortion-perception plane, matching the source's distribution costs at most a factor "
                    "of two in distortion.",
-          rule=tuple(Below(f"{how} common randomness, {rate} bits", 2.01) for how in ("with", "without")
+          rule=tuple(below(f"{how} common randomness, {rate} bits", 2.01) for how in ("with", "without")
                      for rate in (1, 2, 3))),
 )  # fmt: skip

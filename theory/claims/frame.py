@@ -45,33 +45,31 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 @dataclass(frozen=True, slots=True)
-class Above:
+class Comparison:
+    """That a quantity is above a margin, or below it."""
+
+    quantity: str
+    margin: float
+    is_above: bool
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {'>' if self.is_above else '<'} {self.margin:g}"
+
+    def answer(self, found: Estimate) -> bool | None:
+        """Yes, no, or None where the interval holds the margin, or where there is no number."""
+        if found.low > self.margin or found.high < self.margin:
+            return (found.low > self.margin) == self.is_above
+        return None
+
+
+def above(quantity: str, margin: float) -> Comparison:
     """That a quantity is above a margin."""
-
-    quantity: str
-    margin: float
-
-    def __str__(self) -> str:
-        return f"{self.quantity} > {self.margin:g}"
-
-    def answer(self, found: Estimate) -> bool | None:
-        """Yes, no, or None where the interval holds the margin, or where there is no number."""
-        return True if found.low > self.margin else False if found.high < self.margin else None
+    return Comparison(quantity, margin, True)
 
 
-@dataclass(frozen=True, slots=True)
-class Below:
+def below(quantity: str, margin: float) -> Comparison:
     """That a quantity is below a margin."""
-
-    quantity: str
-    margin: float
-
-    def __str__(self) -> str:
-        return f"{self.quantity} < {self.margin:g}"
-
-    def answer(self, found: Estimate) -> bool | None:
-        """Yes, no, or None where the interval holds the margin, or where there is no number."""
-        return True if found.high < self.margin else False if found.low > self.margin else None
+    return Comparison(quantity, margin, False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,7 @@ class Claim:
     kind: Kind
     sentence: str
     measure: Callable[[Setting], Mapping[str, float]]
-    rule: tuple[Above | Below, ...]
+    rule: tuple[Comparison, ...]
     takes: Literal["every", "cases"] = "every"
     seeds: int = 3
     on_model: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from theory.claims.frame import Above, Below, Claim
+from theory.claims.frame import Claim, above, below
 from theory.experiment import Setting
 
 GROUP = "Grids"
@@ -69,24 +69,24 @@ def one_outlier(setting: Setting) -> Mapping[str, float]:
 CLAIMS = (
     Claim(id="O1", group="Outliers and coordinates", kind="theorem", measure=one_outlier,
           sentence="One value of 100 among values in [-1, 1] collapses the rest to zero at INT4 with min-max scaling.",
-          rule=(Above("share of zeros, one scale", 0.99),)),
+          rule=(above("share of zeros, one scale", 0.99),)),
     Claim(id="G1", group=GROUP, kind="mechanism", measure=floats, seeds=5, takes="cases",
           sentence="FP4 (E2M1) has a better signal-to-noise ratio than INT4 on bell-shaped and heavy-tailed data.",
-          rule=tuple(Above(f"{name}, {how}", 0.0) for name in _TAILS for how in ("one scale", "groups of 32"))),
+          rule=tuple(above(f"{name}, {how}", 0.0) for name in _TAILS for how in ("one scale", "groups of 32"))),
     Claim(id="G2", group=GROUP, kind="mechanism", measure=normal_float, seeds=5, takes="every",
           sentence="NF4 is information-theoretically optimal for Gaussian weights.",
-          rule=(Below("NF4 over best levels, blocks", 1.01), Below("NF4 over the limit", 1.01))),
+          rule=(below("NF4 over best levels, blocks", 1.01), below("NF4 over the limit", 1.01))),
     Claim(id="G3", group=GROUP, kind="mechanism", measure=blocks, seeds=5, takes="cases",
           sentence="Finer blocks (NVFP4's 16 against MXFP4's 32) buy more than their scales cost.",
-          rule=tuple(Above(f"{what}, {source}", 0.0) for what in ("NVFP4 over MXFP4", "16 over 32, E4M3")
+          rule=tuple(above(f"{what}, {source}", 0.0) for what in ("NVFP4 over MXFP4", "16 over 32, E4M3")
                      for source in _SOURCES)),
     Claim(id="G4", group=GROUP, kind="theorem", measure=lattice, seeds=5, takes="cases",
           sentence="On a Gaussian source E8 beats any scalar grid at the same rate; and entropy-coded scalar "
                    "quantization.",
-          rule=tuple(Above(f"over {rival}, {bits} bits", 0.0) for rival in ("Lloyd-Max", "entropy-coded steps")
+          rule=tuple(above(f"over {rival}, {bits} bits", 0.0) for rival in ("Lloyd-Max", "entropy-coded steps")
                      for bits in _BITS)),
     Claim(id="G5", group=GROUP, kind="mechanism", measure=shaping, seeds=5,
           sentence="The shaping gain of every grid used here is above 0 and below 1.53 dB.",
           rule=tuple(rule for name in ("D4", "E8", "trellis, 2 bits", "trellis, 3 bits")
-                     for rule in (Above(name, 0.0), Below(name, _FULL_DB)))),
+                     for rule in (above(name, 0.0), below(name, _FULL_DB)))),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from theory.claims.frame import Above, Below, Claim
+from theory.claims.frame import Claim, above, below
 from theory.experiment import Setting
 
 if TYPE_CHECKING:
@@ -214,27 +214,27 @@ CLAIMS = (
     Claim(id="O2", group=GROUP, kind="mechanism", measure=salience, on_model=True, seeds=6, scope=_OWN.format("O2"),
           sentence="Salience follows the inputs' magnitude, not the weights'; the top 1% of channels carry a "
                    "disproportionate share of the output error.",
-          rule=(Above("inputs over weights", 1.0), Above("share by inputs over the channels' own share", 2.0))),
+          rule=(above("inputs over weights", 1.0), above("share by inputs over the channels' own share", 2.0))),
     Claim(id="O3", group=GROUP, kind="mechanism", measure=smoothing, on_model=True, seeds=6, scope=_OWN.format("O3"),
           sentence="SmoothQuant's effective dynamic range against alpha has an interior optimum; it moves outliers "
                    "into the weights.",
-          rule=(Above("share of sites with an interior optimum", 0.5), Below("inputs' range there over none", 1.0),
-                Above("weights' range there over none", 1.0))),
+          rule=(above("share of sites with an interior optimum", 0.5), below("inputs' range there over none", 1.0),
+                above("weights' range there over none", 1.0))),
     Claim(id="O4", group=GROUP, kind="mechanism", measure=rotation, on_model=True, seeds=6, scope=_OWN.format("O4"),
           sentence="A random Hadamard rotation lowers kurtosis toward a Gaussian's and leaves the function unchanged.",
-          rule=(Below("rotated over without", 0.5), Below("relative change of logits", 1e-4))),
+          rule=(below("rotated over without", 0.5), below("relative change of logits", 1e-4))),
     Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, slow=True,
           takes="cases", scope=_OWN.format("O5"),
           sentence="A learned rotation (SpinQuant) beats a random one; DuQuant's rotation plus zigzag permutation "
                    "beats both when outliers are massive.",
-          rule=(Below("learned over random", 1.0), Below("learned over random, outliers", 1.0),
-                Below("DuQuant over the better rotation, outliers", 1.0))),
+          rule=(below("learned over random", 1.0), below("learned over random, outliers", 1.0),
+                below("DuQuant over the better rotation, outliers", 1.0))),
     Claim(id="O6", group=GROUP, kind="scale-dependent", measure=massive, on_model=True, scope=_OWN.format("O6"),
           sentence="Massive outliers live in the inputs of down-projections.",
-          rule=(Above("share of them in down projections", 0.5),)),
+          rule=(above("share of them in down projections", 0.5),)),
     Claim(id="O7", group=GROUP, kind="mechanism", measure=stiffness, on_model=True, scope=_OWN.format("O7"),
           sentence="The outliers that break quantization are the stiff directions of the Hessian: they are stiff, and "
                    "it is by that that they cost.",
-          rule=(*(Above(f"outlier channels over chance, {kind}", 1.0) for kind in _HESSIANS),
-                *(Above(f"stiff less soft, {rounding}", 0.5) for rounding in ("nearest", "feedback")))),
+          rule=(*(above(f"outlier channels over chance, {kind}", 1.0) for kind in _HESSIANS),
+                *(above(f"stiff less soft, {rounding}", 0.5) for rounding in ("nearest", "feedback")))),
 )  # fmt: skip
