@@ -1,4 +1,4 @@
-"""The subcommands `bitfrontier theory` and `bitfrontier claims`: experiments and verdicts, into a store."""
+"""The subcommands `bitfrontier theory`, `claims` and `spectra`: experiments and verdicts into a store, and spectra."""
 
 import json
 import os
@@ -99,6 +99,55 @@ def claims(
         click.echo(json.dumps(found, indent=1))
     else:
         _print(found, {claim.id: {part.quantity for part in claim.rule} for claim in chosen})
+
+
+@click.command()
+@click.argument("model", default="reference")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Of 256 tokens, or of the context.")
+@click.option("--starts", type=click.IntRange(1), default=2, show_default=True, help="Random starts of a trace.")
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Products for each start.")
+@click.option("--extremes", type=click.Choice(["none", "blocks", "all"]), default="blocks", show_default=True,
+              help="Of which matrices the largest and smallest eigenvalues are looked for.")  # fmt: skip
+@click.option("--blocks", help="Numbers from 0, separated by commas; all by default.")
+@click.option("--layers/--no-layers", default=True, show_default=True, help="Those of single layers too.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each matrix, as they come.")
+@_SEED
+def spectra(
+    model: str, rows: int, blocks: str | None, layers: bool, threads: int, as_json: bool, **how: Any
+) -> None:  # fmt: skip
+    """Spectra of MODEL, layer by layer and block by block: of inputs, Gauss-Newton matrix and Hessian of the loss.
+
+    Traces of the two that are products alone have standard errors over random starts. Eigenvalues that were not looked
+    for are the outermost nodes of a quadrature, and lie within the spectrum.
+    """
+    import torch
+
+    from suite.models.checkpoint import load_model
+    from suite.tokens import load_tokens
+    from theory.spectra.model import How, spectra_of
+
+    torch.set_num_threads(threads)
+    checkpoint = load_model(model)
+    length = min(256, checkpoint.context)
+    tokens = load_tokens(None, "calibration", checkpoint, length).draw(rows * length, how["seed"])
+    found = spectra_of(checkpoint, tokens, How(**how), blocks=_blocks(blocks, checkpoint.n_blocks), layers=layers)
+    for spectrum in found:
+        trace = spectrum.trace
+        row = {"name": spectrum.name, "kind": spectrum.kind, "n": spectrum.density.n, "trace": trace.value,
+               "trace_se": trace.se, "smallest": spectrum.smallest, "largest": spectrum.largest}  # fmt: skip
+        said = f"{spectrum.name}, {spectrum.kind}: trace {trace.value:.4g} ± {trace.se:.2g}, eigenvalues from "
+        click.echo(json.dumps(row) if as_json else f"{said}{spectrum.smallest:.4g} to {spectrum.largest:.4g}")
+
+
+def _blocks(text: str | None, of: int) -> tuple[int, ...] | None:
+    """Numbers of blocks in the order of the model; `ValueError` for what is none."""
+    if text is None:
+        return None
+    found = sorted({int(part) for part in text.split(",") if part.strip().isdigit()})
+    if not found or found[-1] >= of or len(found) != len(set(text.split(","))):
+        raise ValueError(f"blocks {text!r}: expected numbers from 0 to {of - 1}, separated by commas")
+    return tuple(found)
 
 
 def _chosen(names: Sequence[str], known: dict[str, Any], what: str) -> list[Any]:

@@ -101,3 +101,32 @@ def test_the_ledger_lists_what_was_not_run_and_runs_what_is_asked(tmp_path):
         assert [row.claim for row in opened.rows(VerdictRow)] == ["X1", "X2"]
     printed = run(theory.command.claims, "--store", store).stdout
     assert "confirmed" in printed and "refuted" in printed and "Squares are positive." in printed
+
+
+def test_spectra_of_a_model_come_as_lines_of_json():
+    arguments = (
+        "reference",
+        "--blocks",
+        "3",
+        "--no-layers",
+        "--starts",
+        2,
+        "--steps",
+        2,
+        "--extremes",
+        "none",
+        "--json",
+    )
+    result = run(theory.command.spectra, *arguments)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["name"], row["kind"]) for row in rows] == [
+        ("model.layers.3", kind) for kind in ("inputs", "gauss-newton", "hessian")
+    ]
+    assert len({row["n"] for row in rows}) == 1 and rows[0]["trace_se"] == 0.0
+    assert all(row["smallest"] < row["largest"] for row in rows) and rows[1]["trace"] > 0
+
+
+@pytest.mark.parametrize("blocks", ["9", "a", "0,", ""])
+def test_blocks_that_are_none_are_refused(blocks):
+    result = run(theory.command.spectra, "reference", "--blocks", blocks)
+    assert str(result.exception).startswith(f"blocks {blocks!r}: expected numbers from 0 to ")
