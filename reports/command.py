@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -67,16 +68,16 @@ def report(store: Path, out: Path, figures: bool) -> None:
                        theory_page.PAGE])  # fmt: skip
     if figures:
         check_folder(out / "figures")
-    found, entropy, coordinates, speeds, families, chains, branches, groups, theory = read(store)
-    drawn = draw(found)
-    coded = draw_entropy(entropy, drawn) if entropy.anything else []
-    turned = draw_coordinates(coordinates) if coordinates.anything else []
-    scaled = draw_scaling_sections(families)
-    reasoned = draw_reasoning(chains)
-    trained = draw_training(groups)
-    branched = draw_adapters(*branches)
-    proved = draw_theory(theory)
-    timed = replace(read_kernels(), speeds=speeds)
+    found = read(store)
+    drawn = draw(found.studies)
+    coded = draw_entropy(found.entropy, drawn) if found.entropy.anything else []
+    turned = draw_coordinates(found.coordinates) if found.coordinates.anything else []
+    scaled = draw_scaling_sections(found.families)
+    reasoned = draw_reasoning(found.chains)
+    trained = draw_training(found.trained)
+    branched = draw_adapters(*found.branches)
+    proved = draw_theory(found.theory)
+    timed = replace(read_kernels(), speeds=found.speeds)
     kernels = draw_kernels(timed)
     there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
              scaling_page.PAGE: scaled, reasoning_page.PAGE: reasoned,
@@ -96,7 +97,7 @@ def report(store: Path, out: Path, figures: bool) -> None:
     if branched:
         made[out / adapters_page.PAGE] = render_adapters(branched, beside_report=bool(drawn)).encode()
     if proved:
-        made[out / theory_page.PAGE] = render_theory(proved, theory, beside_report=bool(drawn)).encode()
+        made[out / theory_page.PAGE] = render_theory(proved, found.theory, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
         files = figure_files(drawn, coded + turned + scaled + reasoned + trained + branched + proved, kernels)
@@ -107,12 +108,22 @@ def report(store: Path, out: Path, figures: bool) -> None:
         click.echo(path)
 
 
-def read(
-    path: Path,
-) -> tuple[list[Study], Entropy, Coordinates, tuple[SpeedRow, ...], tuple[Family, ...], list[Chain], Branches,
-           list[Trained], Theory]:  # fmt: skip
-    """The studies of the store at `path`, and what it says of entropy, coordinates, speed, scaling, reasoning,
-    adapters (with what is forgotten, and memory), training and theory.
+class Contents(NamedTuple):
+    """What a store has for each of the pages."""
+
+    studies: list[Study]
+    entropy: Entropy
+    coordinates: Coordinates
+    speeds: tuple[SpeedRow, ...]
+    families: tuple[Family, ...]
+    chains: list[Chain]
+    branches: Branches
+    trained: list[Trained]
+    theory: Theory
+
+
+def read(path: Path) -> Contents:
+    """What the store at `path` has.
 
     Models that are there for curves of doses are seen there alone, on the page of coordinates, and those of a scaling
     study on its own page. Raises `ValueError` if there is no store, or nothing in it.
@@ -124,17 +135,18 @@ def read(
             every = studies(store)
             scaled = {row.model_sha256 for row in store.rows(ScalingRow)}
             found = [s for s in every if not is_dose(s.model) and s.model_sha256 not in scaled]
-            entropy, coordinates = read_entropy(store, found), read_coordinates(store, every)
-            speeds, families = newest(store.rows(SpeedRow)), read_scaling(store)
-            chains, groups = read_reasoning(store), read_training(store, found)
-            branches = read_adapters(store, found), read_forgetting(store, found), read_memory(store)
-            theory = read_theory(store)
+            contents = Contents(
+                studies=found, entropy=read_entropy(store, found), coordinates=read_coordinates(store, every),
+                speeds=newest(store.rows(SpeedRow)), families=read_scaling(store), chains=read_reasoning(store),
+                branches=(read_adapters(store, found), read_forgetting(store, found), read_memory(store)),
+                trained=read_training(store, found), theory=read_theory(store),
+            )  # fmt: skip
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
-    if not any((found, entropy.anything, coordinates.anything, speeds, families, chains, branches[2],
-                theory.anything)):  # fmt: skip
+    if not any((found, contents.entropy.anything, contents.coordinates.anything, contents.speeds, contents.families,
+                contents.chains, contents.branches[2], contents.theory.anything)):  # fmt: skip
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
-    return found, entropy, coordinates, speeds, families, chains, branches, groups, theory
+    return contents
 
 
 def check_folder(folder: Path, names: tuple[str, ...] | list[str] = ()) -> None:

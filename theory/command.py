@@ -105,7 +105,7 @@ def claims(
 @click.argument("model", default="reference")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Of 256 tokens, or of the context.")
 @click.option("--starts", type=click.IntRange(1), default=2, show_default=True, help="Random starts of a trace.")
-@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Products for each start.")
+@click.option("--steps", type=click.IntRange(1), default=7, show_default=True, help="Products for each start.")
 @click.option("--extremes", type=click.Choice(["none", "blocks", "all"]), default="blocks", show_default=True,
               help="Of which matrices the largest and smallest eigenvalues are looked for.")  # fmt: skip
 @click.option("--blocks", help="Numbers from 0, separated by commas; all by default.")

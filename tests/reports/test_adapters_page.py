@@ -398,7 +398,7 @@ def test_figures_are_files_too(tmp_path):
 
 
 def test_a_store_without_adapters_has_no_page(tmp_path):
-    assert read(fill(tmp_path / "s.db", [measured("tiny", "rtn", 4)]))[-2] == ([], [], [])
+    assert read(fill(tmp_path / "s.db", [measured("tiny", "rtn", 4)])).branches == ([], [], [])
 
 
 def test_drawing_imports_no_torch():

@@ -240,7 +240,7 @@ def test_the_command_writes_the_page_and_links_to_it(path, tmp_path):
 
 
 def test_a_store_without_trained_cells_has_no_page(tmp_path):
-    assert read(fill(tmp_path / "s.db", [measured("tiny", "rtn", 4)]))[-1] == []
+    assert read(fill(tmp_path / "s.db", [measured("tiny", "rtn", 4)])).trained == []
     with Store(tmp_path / "empty.db") as store:
         assert read_training(store, studies(store)) == []
 

@@ -56,7 +56,7 @@ class How:
     """`starts` random starts of `steps` products each, and of which matrices extreme eigenvalues are looked for."""
 
     starts: int = 2
-    steps: int = 8
+    steps: int = 7
     extremes: Literal["none", "blocks", "all"] = "blocks"
     seed: int = 0
 
