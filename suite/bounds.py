@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 import torch
 
+from suite.environment import BOUNDS
 from suite.quantized import Quantized
 from suite.recipe import Target
 
@@ -41,4 +42,4 @@ def bound_of(layer: RoundedLayer) -> float | None:
 
 @cache
 def _contributed() -> tuple[Bound, ...]:
-    return tuple(entry.load() for entry in sorted(entry_points(group="bitfrontier.bounds"), key=lambda e: e.name))
+    return tuple(entry.load() for entry in sorted(entry_points(group=BOUNDS), key=lambda e: e.name))

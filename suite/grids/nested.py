@@ -73,7 +73,8 @@ class TwoLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoubleQuantized:
-    """A float32 absmax per group, itself quantized: less its mean, to 8 bits of a dynamic map, in blocks of `block`.
+    """A float32 absmax per group over the element's reach, itself quantized: less its mean, to 8 bits of a dynamic map,
+    in blocks of `block`.
 
     bitsandbytes chooses the elements' codes by the absmax before it is quantized; `stored_first=True` chooses them by
     what will be read back. Its CPU build looks the map up in 2^16 steps, which moves 0.2% of the codes to the level
@@ -89,10 +90,11 @@ class DoubleQuantized:
 
     def fit(self, groups: Groups, element: Element, shrink: float = 1.0) -> Stored:
         """Codes "absmax_code" of the map, "absmax_absmax" of its blocks and the "offset"; and "absmax", not stored."""
-        absmax = groups.largest.float()
+        scale = groups.largest / element.reach
+        absmax = scale.float()
         offset = absmax.mean().reshape(1, 1)
         code, outer = self.mapped(absmax - offset)
-        return {"absmax_absmax": outer, "offset": offset, "absmax_code": code, "absmax": groups.largest}
+        return {"absmax_absmax": outer, "offset": offset, "absmax_code": code, "absmax": scale}
 
     def mapped(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of the dynamic map for `values`, float32 of any shape, and the absmax (1, B) of every block of them."""

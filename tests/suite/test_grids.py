@@ -92,6 +92,7 @@ PROMISES = [
     Promise(Scaled(element="e2m1", group=5, axis=0), odd=True),
     Promise(Scaled(element="nf4", group=64, scale=RealScale(bits=32), axis="flat", first="high"), constant=2.0**-22),
     Promise(Scaled(element="nf4", group=64, scale=DoubleQuantized(), axis="flat", first="high"), slack=1),
+    Promise(Scaled(element="e2m1", group=64, scale=DoubleQuantized()), slack=1),
     Promise(Scaled(element="nf2", group=64, scale=DoubleQuantized(stored_first=True), axis="flat"), constant=2.0**-20),
     Promise(Scaled(element="ternary", group=16, scale=RealScale(statistic="absmean")), odd=True),
     Promise(Scaled(element="binary", group=16, scale=RealScale(statistic="absmean")), zero=False),
@@ -363,3 +364,11 @@ def test_error_feedback_lowers_the_error_it_is_for(promise):
             total += float(((E @ H) * E).sum())
         errors.append(total)
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("element", ["nf4", "e2m1", "e4m3"])
+def test_double_quantization_of_scales_costs_little_whatever_an_element_reaches(element):
+    W = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    fitted = [Scaled(element=element, group=64, scale=scale).fit(W) for scale in (RealScale(), DoubleQuantized())]
+    plain, doubled = (float((grid.decode(grid.nearest(W)) - W).square().sum()) for grid in fitted)
+    assert doubled < 1.02 * plain  # eight bits of a scale are within 1% of it
