@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from suite.findings import VerdictRow
-    from theory.claims.frame import Claim
+    from theory.claims.frame import Claim, Tier
 
 _STORE = click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=Path("bitfrontier.db"),
                       show_default=True)  # fmt: skip
@@ -50,29 +50,30 @@ def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -
     _prepare(store)
     from theory.running import as_point, points_of
 
-    console = Console(stderr=True)
+    console, setting = Console(stderr=True), Setting(store=store, **options)
     for experiment in track(chosen, "experiments", console=console, transient=True,
                             disable=not console.is_interactive):  # fmt: skip
-        rows = points_of(experiment, Setting(**options), store, _command())
+        rows = points_of(experiment, setting, _command())
         click.echo(f"{experiment.name} ({rows[0].seconds:.1f} s): {experiment.sentence([*map(as_point, rows)])}")
 
 
 @click.command()
+@click.argument("model", default="reference")
 @click.option("--run", "running", is_flag=True, help="Measure those that the store has no verdict on.")
 @click.option("--only", multiple=True, metavar="ID", help="O1, E7 ..; repeatable, all by default.")
-@click.option("--slow", is_flag=True, help="With --run: also those that take minutes.")
+@click.option("--tier", type=click.Choice(["quick", "full", "nightly"]), default="quick", show_default=True,
+              help="With --run: also those that take minutes, or that have models to train.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True)
-@_MODEL
 @_SEED
 @_EFFORT
 @_STORE
 def claims(
-    running: bool, only: tuple[str, ...], slow: bool, as_json: bool, store: Path, **options: Any
+    running: bool, only: tuple[str, ...], tier: "Tier", as_json: bool, store: Path, **options: Any
 ) -> None:  # fmt: skip
     """The ledger: the field's claims, the rules that decide them, and the verdicts in the store.
 
-    A rule compares means over seeds, by intervals that are wide enough for all claims at once. What `--only` names is
-    run however long it takes.
+    A rule compares means over seeds, by intervals that are wide enough for all claims at once. MODEL is what those are
+    measured on that look at a model, as `bitfrontier run` takes it. What `--only` names is run whatever its tier.
     """
     from suite.store import Store, holds_store
     from theory.claims.ledger import CLAIMS
@@ -81,11 +82,14 @@ def claims(
     verdicts: dict[str, VerdictRow] = {}
     if running:
         _prepare(store)
+        from theory.claims.frame import TIERS
         from theory.experiment import Setting
         from theory.running import verdict_of
 
-        for claim in (claim for claim in chosen if slow or only or not claim.slow):
-            verdicts[claim.id] = verdict_of(claim, Setting(**options), store, _command())
+        setting = Setting(store=store, **options)
+        within = TIERS[: TIERS.index(tier) + 1]
+        for claim in (claim for claim in chosen if only or claim.tier in within):
+            verdicts[claim.id] = verdict_of(claim, setting, _command())
             if not as_json:
                 click.echo(f"{claim.id}: {verdicts[claim.id].verdict}, {verdicts[claim.id].seconds:.1f} s", err=True)
     elif holds_store(store):

@@ -6,6 +6,7 @@ torch: experiments that need it import it when they run.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -13,12 +14,14 @@ from typing import Literal
 class Setting:
     """On what an experiment runs: a `model` as `bitfrontier run` takes it, and random numbers that follow from `seed`.
 
-    `effort` scales how many draws there are: 1 in the quick tier, more in others.
+    `effort` scales how many draws there are: 1 in the quick tier, more in others. Into `store` goes what is found;
+    experiments that run cells of the suite keep them there too, and run none that it has.
     """
 
     model: str = "reference"
     seed: int = 0
     effort: float = 1.0
+    store: Path = Path("bitfrontier.db")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

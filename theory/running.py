@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from theory.claims.frame import CONFIDENCE, LEDGER, Claim, decide, estimate
 from theory.experiment import Experiment, Point, Setting
 
 
-def points_of(experiment: Experiment, setting: Setting, store: Path, command: str) -> list[PointRow]:
+def points_of(experiment: Experiment, setting: Setting, command: str) -> list[PointRow]:
     """The points of an experiment, in the order it gave them: from the store, or measured now and put there."""
     origin = _origin(experiment.on_model, setting, command)
-    with Store(store) as opened:
+    with Store(setting.store) as opened:
         known = [row for row in opened.rows(PointRow) if row.experiment == experiment.name
                  and row.seed == setting.seed and _same(row, origin)]  # fmt: skip
     if known:
@@ -34,7 +33,7 @@ def points_of(experiment: Experiment, setting: Setting, store: Path, command: st
     rows = [PointRow(experiment=experiment.name, series=point.series, place=place, x=float(point.x), y=float(point.y),
                      low=point.low, high=point.high, predicted=point.predicted, seed=setting.seed, seconds=seconds,
                      **origin) for place, point in enumerate(found)]  # fmt: skip
-    with Store(store) as opened:
+    with Store(setting.store) as opened:
         opened.put_rows(*rows)
     return rows
 
@@ -44,11 +43,11 @@ def as_point(row: PointRow) -> Point:
     return Point(series=row.series, x=row.x, y=row.y, low=row.low, high=row.high, predicted=row.predicted)
 
 
-def verdict_of(claim: Claim, setting: Setting, store: Path, command: str) -> VerdictRow:
+def verdict_of(claim: Claim, setting: Setting, command: str) -> VerdictRow:
     """The verdict on a claim: from the store, or by all of its seeds from that of the setting on, and put there."""
     origin = _origin(claim.on_model, setting, command)
     seeds = range(setting.seed, setting.seed + claim.seeds)
-    with Store(store) as opened:
+    with Store(setting.store) as opened:
         known = [row for row in opened.rows(VerdictRow) if row.claim == claim.id and row.rule == claim.rule_text
                  and json.loads(row.seeds) == [*seeds] and _same(row, origin)]  # fmt: skip
     if known:
@@ -62,7 +61,7 @@ def verdict_of(claim: Claim, setting: Setting, store: Path, command: str) -> Ver
                      verdict=decision.verdict, condition=decision.condition, evidence=json.dumps(evidence),
                      seeds=json.dumps([*seeds]), confidence=CONFIDENCE, tested=LEDGER, seconds=seconds,
                      **origin)  # fmt: skip
-    with Store(store) as opened:
+    with Store(setting.store) as opened:
         opened.put_rows(row)
     return row
 

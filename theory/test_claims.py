@@ -1,7 +1,7 @@
 """The ledger as tests: `pytest theory` puts every claim to its test, one case each, and keeps the verdicts.
 
 A case fails where an experiment does, or where its verdict is no longer the one that the claim has earned on the
-shipped model with this many seeds. Claims that take minutes are marked slow.
+shipped model with this many seeds. Claims of the full and of the nightly tier are marked slow.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from theory.claims.frame import Claim
 from theory.claims.ledger import CLAIMS
 from theory.experiment import Setting
 
-_CASES = [pytest.param(claim, id=claim.id, marks=[pytest.mark.slow] if claim.slow else []) for claim in CLAIMS]
+_CASES = [pytest.param(claim, id=claim.id, marks=() if claim.tier == "quick" else pytest.mark.slow) for claim in CLAIMS]
 
 
 @pytest.mark.parametrize("claim", _CASES)
@@ -22,6 +22,7 @@ def test_claim(claim: Claim, request: pytest.FixtureRequest) -> None:
 
     option = request.config.getoption
     model, seed = option("--models").split(",")[0], option("--seed") or 0
-    row = verdict_of(claim, Setting(model=model, seed=seed), Path(option("--store")), "pytest theory")
+    store = Path(option("--store"))
+    row = verdict_of(claim, Setting(model=model, seed=seed, store=store), "pytest theory")
     if claim.earned is not None and model == "reference" and seed == 0:
         assert row.verdict == claim.earned, f"{row.condition}: {row.evidence}"

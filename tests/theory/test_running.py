@@ -32,45 +32,45 @@ CLAIM = Claim(id="X1", group="made up", kind="theorem", sentence="Squares are po
 def _fresh(monkeypatch):
     calls.clear()
     monkeypatch.setattr(theory.experiments, "EXPERIMENTS", (SQUARES,))
-    monkeypatch.setattr(ledger, "CLAIMS", (CLAIM, replace(CLAIM, id="X2", rule=(above("seed", 9.0),), slow=True)))
+    monkeypatch.setattr(ledger, "CLAIMS", (CLAIM, replace(CLAIM, id="X2", rule=(above("seed", 9.0),), tier="full")))
 
 
 def test_points_are_measured_once_for_a_seed_and_kept_in_their_order(tmp_path):
     store = tmp_path / "s.db"
     for seed in (0, 3, 0):
-        rows = points_of(SQUARES, Setting(seed=seed), store, "bitfrontier theory")
+        rows = points_of(SQUARES, Setting(seed=seed, store=store), "bitfrontier theory")
         assert [as_point(row) for row in rows] == [replace(p, y=p.y + seed) for p in POINTS]
     assert [setting.seed for setting in calls] == [0, 3]
     with Store(store) as opened:
         kept = opened.rows(PointRow)
     assert len(kept) == 4 and {type(row.predicted) for row in kept} == {bool}
     assert {(row.model, row.model_sha256) for row in kept} == {("", "")}
-    assert points_of(SQUARES, Setting(effort=2.0), store, "") and len(calls) == 3
+    assert points_of(SQUARES, Setting(effort=2.0, store=store), "") and len(calls) == 3
 
 
 def test_points_of_other_sources_are_not_taken(tmp_path, monkeypatch):
     import theory.running
 
-    points_of(SQUARES, Setting(), tmp_path / "s.db", "")
+    points_of(SQUARES, Setting(store=tmp_path / "s.db"), "")
     monkeypatch.setattr(theory.running, "code_version", lambda *folders: "other sources")
-    points_of(SQUARES, Setting(), tmp_path / "s.db", "")
+    points_of(SQUARES, Setting(store=tmp_path / "s.db"), "")
     assert len(calls) == 2
 
 
 def test_an_experiment_on_a_model_names_it(tmp_path):
-    rows = points_of(replace(SQUARES, on_model=True), Setting(), tmp_path / "s.db", "")
+    rows = points_of(replace(SQUARES, on_model=True), Setting(store=tmp_path / "s.db"), "")
     assert {row.model for row in rows} == {"reference"} and len(rows[0].model_sha256) == 64
 
 
 def test_a_verdict_keeps_its_numbers_and_is_not_measured_again(tmp_path):
     store = tmp_path / "s.db"
-    row = verdict_of(CLAIM, Setting(seed=1), store, "bitfrontier claims --run")
+    row = verdict_of(CLAIM, Setting(seed=1, store=store), "bitfrontier claims --run")
     assert (row.verdict, json.loads(row.seeds), row.rule) == ("confirmed", [1, 2, 3], "square > 0")
     evidence = json.loads(row.evidence)
     assert evidence["square"]["mean"] == 1 + 2 / 1024
     assert evidence["seed"]["values"] == [1 / 1024, 2 / 1024, 3 / 1024]
-    assert verdict_of(replace(CLAIM, measure=measured), Setting(seed=1), store, "") == row and not calls
-    changed = verdict_of(replace(CLAIM, rule=(above("square", 1e3),)), Setting(seed=1), store, "")
+    assert verdict_of(replace(CLAIM, measure=measured), Setting(seed=1, store=store), "") == row and not calls
+    changed = verdict_of(replace(CLAIM, rule=(above("square", 1e3),)), Setting(seed=1, store=store), "")
     assert changed.verdict == "refuted"  # another rule is another verdict
 
 
@@ -97,6 +97,9 @@ def test_the_ledger_lists_what_was_not_run_and_runs_what_is_asked(tmp_path):
     assert set(after[0]) >= {"id", "kind", "claim", "rule", "verdict", "evidence", "seconds"}
     one = json.loads(run(theory.command.claims, "--json", "--run", "--only", "X2", "--store", store).stdout)
     assert [(c["id"], c["verdict"]) for c in one] == [("X2", "refuted")]
+    for tier in ("full", "nightly"):
+        both = json.loads(run(theory.command.claims, "--json", "--run", "--tier", tier, "--store", store).stdout)
+        assert [c["verdict"] for c in both] == ["confirmed", "refuted"]
     with Store(store) as opened:
         assert [row.claim for row in opened.rows(VerdictRow)] == ["X1", "X2"]
     printed = run(theory.command.claims, "--store", store).stdout

@@ -12,11 +12,14 @@ for a ledger of n claims (Bonferroni), so that all of them do with 95%, however 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from suite.findings import Kind, Verdict
 from theory.experiment import Setting
 from theory.replication import interval
+
+Tier = Literal["quick", "full", "nightly"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 
 LEDGER = 62  # claims in all, B to M, those among them that are not yet decided
 CONFIDENCE = 1 - 0.05 / LEDGER
@@ -79,8 +82,9 @@ class Claim:
     `measure` gives the quantities of one seed, by name: those of the rule, and others that are worth knowing. Where the
     rule asks for `every` comparison, one that fails refutes the claim; where each is a case that the claim may hold in
     (`cases`), some that hold and some that fail make it conditional. `scope` says for what a verdict stands, and what
-    would decide more. A `slow` one takes minutes a seed. `earned` is the verdict that the shipped model and these
-    sources gave, once measured: a run that gives another is a change to look at.
+    would decide more. One of the quick `tier` takes seconds, of the full one minutes; one of the nightly tier has models
+    to train first, whose records stay in the store. `earned` is the verdict that the shipped model and these sources
+    gave, once measured: a run that gives another is a change to look at.
     """
 
     id: str
@@ -92,7 +96,7 @@ class Claim:
     takes: Literal["every", "cases"] = "every"
     seeds: int = 3
     on_model: bool = False
-    slow: bool = False
+    tier: Tier = "quick"
     scope: str = ""
     earned: Verdict | None = None
 

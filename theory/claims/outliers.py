@@ -27,7 +27,7 @@ _TOP = 0.01
 _SALIENT_BITS = 3  # as in `suite.outliers`: few enough that some weights are worth keeping
 _HESSIANS = ("inputs", "gauss-newton", "hessian")
 _ALPHAS = tuple(i / 10 for i in range(11))
-_OWN = ("on a model of 3.7 million parameters without natural outliers; `bitfrontier claims --run --only {} --model` "
+_OWN = ("on a model of 3.7 million parameters without natural outliers; `bitfrontier claims --run --only {} MODEL` "
         "with one of 100 million or more would say it of those")  # fmt: skip
 
 
@@ -223,7 +223,7 @@ CLAIMS = (
     Claim(id="O4", group=GROUP, kind="mechanism", measure=rotation, on_model=True, seeds=6, scope=_OWN.format("O4"),
           sentence="A random Hadamard rotation lowers kurtosis toward a Gaussian's and leaves the function unchanged.",
           rule=(below("rotated over without", 0.5), below("relative change of logits", 1e-4))),
-    Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, slow=True,
+    Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, tier="full",
           takes="cases", scope=_OWN.format("O5"),
           sentence="A learned rotation (SpinQuant) beats a random one; DuQuant's rotation plus zigzag permutation "
                    "beats both when outliers are massive.",
