@@ -82,9 +82,9 @@ class Claim:
     `measure` gives the quantities of one seed, by name: those of the rule, and others that are worth knowing. Where the
     rule asks for `every` comparison, one that fails refutes the claim; where each is a case that the claim may hold in
     (`cases`), some that hold and some that fail make it conditional. `scope` says for what a verdict stands, and what
-    would decide more. One of the quick `tier` takes seconds, of the full one minutes; one of the nightly tier has models
-    to train first, whose records stay in the store. `earned` is the verdict that the shipped model and these sources
-    gave, once measured: a run that gives another is a change to look at.
+    would decide more. A claim of the quick `tier` takes seconds, of the full one minutes; one of the nightly tier has
+    models to train first, whose records stay in the store. `earned` is the verdict that the shipped model and these
+    sources gave, once measured: a run that gives another is a change to look at.
     """
 
     id: str
