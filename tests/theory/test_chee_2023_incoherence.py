@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory.bounds import chee_2023_incoherence as quip
-from theory.bounds.instances import haar, power_law
+from theory.bounds.instances import haar, power_law, rounded
 from theory.bounds.pivots import ORDERS, factored
 from theory.experiment import Setting
 
@@ -70,6 +70,18 @@ def test_error_feedback_can_lose_on_single_rows_but_seldom_does():
                       (W - quip.clipped_rows(W, gram, bits) for gram in (H, None)))  # fmt: skip
         wins.append((fed > alone).mean())
     assert 0 < wins[1] < 0.5 and 0 < wins[0] < 0.5
+
+
+def test_on_a_grid_with_ends_feedback_loses_the_bad_case_by_a_factor_that_grows():
+    lost = []
+    for n in (32, 64, 128):
+        w, H = quip.bad_case(n, top=15.0)
+        fed, alone, free = (w - q[0] for q in (quip.clipped_rows(w[None], H, 4, "asymmetric"),
+                                               quip.clipped_rows(w[None], None, 4, "asymmetric"),
+                                               rounded(w[None], H, 1.0)))  # fmt: skip
+        assert free @ H @ free < alone @ H @ alone  # without ends it wins
+        lost.append((fed @ H @ fed) / (alone @ H @ alone))
+    assert lost == pytest.approx([26.3, 58.3, 122.5], rel=0.01)  # about n, by the definition with a dense Cholesky
 
 
 def test_the_experiments_say_what_they_found():

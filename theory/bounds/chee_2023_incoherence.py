@@ -18,13 +18,14 @@ by Cauchy and Schwarz for each eigenvector v_k, as |B^T v_k| = 1; and |D^(1/2) v
 that over dispersed weights the error is (s^2 / 12) tr (I + A)^-1 H (I + A)^-T. For unit triangular L = (I + A)^-1 R_1,
 where R = R_1 diag(R_jj), that trace is sum_jk L_jk^2 d_k >= sum_j d_j, and L = I has equality: A = R_1 - I is the best
 there is, in the mean and for the worst weights (e may be s/2 everywhere, with any signs). None of this survives
-clipping, where e depends on how far the feedback pushes: QuIP gives a case where nearest rounding wins, and
-`CLIPPED` counts how often it does.
+clipping, where e depends on how far the feedback pushes: `bad_case`, after their appendix, is one where nearest
+rounding wins by a factor that grows with N, and `CLIPPED` counts how often it wins among random ones.
 
 Imports no torch.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -86,15 +87,35 @@ def hadamard_rotated(H: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return T @ H @ T.T
 
 
-def clipped_rows(W: np.ndarray, H: np.ndarray | None, bits: int) -> np.ndarray:
-    """Q (rows, in) by the suite's `Feedback` (without H: `Nearest`) on symmetric integers, a scale for each row."""
+def bad_case(n: int, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights w (n + 1,) and H (n + 1, n + 1) for which feedback on 0, 1, .., `top` is ever worse as `n` grows.
+
+    The first n weights are .499 and .501 by turns, so that errors to nearest cancel along the one stiff direction, all
+    channels alike. The first channel is tied to the others a little more: its error pushes all of them below zero,
+    where they are clipped. The last weight is `top` by itself, so that grids of whole rows have steps of 1.
+    """
+    c = 0.01
+    H = np.ones((n, n)) + np.eye(n)
+    H[-1, -1] = 1.0
+    H[0, 1:] += np.where(np.arange(1, n) < n - 1, 2 * c, c)
+    H[:, 0] = H[0]
+    H[0, 0] += 4 * c + n * c**2
+    whole = np.zeros((n + 1, n + 1))
+    whole[:n, :n], whole[n, n] = H, 1.0
+    return np.append(0.499 + 0.002 * (np.arange(n) % 2), top), whole
+
+
+def clipped_rows(
+    W: np.ndarray, H: np.ndarray | None, bits: int, convention: Literal["narrow", "asymmetric"] = "narrow"
+) -> np.ndarray:
+    """Q (rows, in) by the suite's `Feedback` (without H: `Nearest`) on integers with a scale for each row."""
     import torch
 
     from suite.grids import Integer
     from suite.rounding import Feedback, Nearest
 
     rounding = Nearest() if H is None else Feedback(damping=0.0, groups="static")
-    grid = Integer(bits=bits, group="row", convention="narrow", scale_bits=32)
+    grid = Integer(bits=bits, group="row", convention=convention, scale_bits=32)
     gram = None if H is None else torch.from_numpy(H)
     found = rounding.round(torch.from_numpy(W), grid, gram, torch.Generator())
     return found.grid.decode(found.codes).numpy()

@@ -12,7 +12,7 @@ from theory.claims.frame import Claim
 EARNED: dict[str, Verdict] = {
     "O1": "confirmed", "O2": "confirmed", "O3": "confirmed", "O4": "confirmed", "O6": "undecided", "O7": "refuted",
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
-    "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "conditional",
+    "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "confirmed",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
 }  # fmt: skip
 _ORDER = ("O", "G", "E")
