@@ -8,13 +8,14 @@ from theory.claims.ledger import CLAIMS, EARNED
 from theory.experiment import Setting
 from theory.experiments import EXPERIMENTS
 
-QUICK = [claim for claim in CLAIMS if not claim.on_model and claim.id not in ("G3", "G5")]
+QUICK = [claim for claim in CLAIMS if not claim.on_model and claim.tier == "quick" and claim.id not in ("G3", "G5")]
 
 
 def test_every_claim_is_there_once_and_every_verdict_is_of_one():
     ids = [claim.id for claim in CLAIMS]
     assert len(set(ids)) == len(ids) <= LEDGER and set(EARNED) <= set(ids)
-    assert {f"O{k}" for k in range(1, 8)} | {f"G{k}" for k in range(1, 6)} | {f"E{k}" for k in range(1, 10)} == set(ids)
+    whole = {"B": 7, "O": 7, "G": 5, "E": 9}
+    assert set(ids) == {f"{group}{k}" for group, last in whole.items() for k in range(1, last + 1)}
     assert pytest.approx(1 - 0.05 / LEDGER) == CONFIDENCE
 
 
@@ -30,7 +31,7 @@ def test_an_experiment_measures_what_its_rule_is_about_and_follows_its_seed(clai
     first, again, other = (claim.measure(Setting(seed=seed)) for seed in (5, 5, 6))
     assert {part.quantity for part in claim.rule} <= set(first)
     assert first == again
-    if claim.kind != "theorem":
+    if claim.kind != "theorem" and claim.id != "B5":  # B5 counts instructions that are compiled already
         assert first != other
 
 
