@@ -1,0 +1,49 @@
+"""Why claims that are not simply true came out as they did, a paragraph each, with figures of the shipped model.
+
+They are about the verdicts that the ledger has as earned: where a run gives another, its reader has to find another.
+"""
+
+WHY: dict[str, str] = {
+    "B2": "With a key-value head for eight heads of queries, as the model was published, a 16-bit cache of 131,072 "
+          "tokens is 1.15 times the weights that a token reads. With a key-value head for each head of queries it is "
+          "8.1 times them, with a single one .15; and a 4-bit cache of the published layout is .36 times them. The "
+          "sentence is about one layout of heads, and a cache that is not quantized.",
+    "B3": "Of 32 bits 28 go where only codes are counted. A 16-bit scale for 128 weights leaves 87.1%, scales and zero "
+          "points for groups of 32 leave 84.4%, and models whose embedding and head stay in 16 bits shrink by 77.4 to "
+          "86.7%, the less the larger a share the vocabulary has.",
+    "B5": "For one row decoding two codebooks takes .85 of the instructions that INT4 takes for a weight, since a read "
+          "fetches eight weights at once. From 32 rows on it takes 1.45 to 1.67 times as many: codebooks do not fit "
+          "beside the larger tiles, so that vectors are gathered from the cache. Both are counts of compiled code.",
+    "B7": "BiLLM stores 3.0 bits where it says 1.08, PB-LLM 2.75 where it says 1.7, both for leaving out which weights "
+          "are of which kind; KIVI 3.2 where it says 2, for scales, zero points and tokens that wait. AQLM's codebooks "
+          "are .008 bits on a layer of 4,096 by 4,096, and llama.cpp counts every bit of its blocks.",
+    "O7": "Channels with injected outliers do lie in stiff directions, 6 to 8 times above chance, though three draws "
+          "are too few to say so with this ledger's confidence. But where outliers of equal size are put into stiff "
+          "and into soft directions, the error does not differ (less than .1 bit): what costs is the step that the "
+          "outlier widens for all that share it, not the curvature where it lies.",
+    "G1": "A floating-point grid has small steps in the middle, which pays where the scale is set by a rare large "
+          "value: one scale for a tensor (3.3 decibels on a Gaussian), or heavy tails (.6 to 2.7 in groups of 32). "
+          "The largest of 32 Gaussian values is only twice the standard deviation; there equal steps are .4 better.",
+    "G2": "NF4 gives its 16 levels equal probability, which makes the most of their entropy and not the least of the "
+          "squared error. In its own blocks of 64 the best 16 levels have 1 / 1.11 of its error, and the limit at its "
+          "true rate is 3.1 times lower. It beats INT4 and E2M1 in the same blocks by a quarter.",
+    "G3": "NVFP4 beats MXFP4 on every source (.1 to 2.4 decibels at true rates), but by the precision of its scales: "
+          "where scales are of one kind, blocks of 16 instead of 32 cost .5 to .9 decibels net on Gaussian and "
+          "Laplacian values, and 1.0 to 1.7 with powers of two. Halving a block costs a quarter of a bit, 1.5 decibels.",
+    "G4": "At equal fixed rates E8 is .8 to 1.1 decibels below the best scalar levels. Equal steps with an entropy "
+          "coder are 1.0 to 1.3 decibels below E8 at 3 and 4 bits: they lose 1.53 decibels of shaping to the limit at "
+          "any rate, while a fixed-rate codebook also pays for covering the tails.",
+    "E2": "The guarantee is better without feedback (.35 to .44 of that of nearest rounding) and, on random inputs, "
+          "with it (.68). Typical errors are 1.4 times larger, since stochastic rounding has twice the variance; only "
+          "weights chosen against nearest rounding, all rounded the same way along inputs that are alike, turn that "
+          "around, and feedback undoes the case.",
+    "E6": "The form is one of high rate: near 4 bits it is within .004 bits of what is measured. At 1.6 bits it is .12 "
+          "bits off, GPTQ being nearer to the limit than it says: directions whose variance is below the step cost no "
+          "rate at all, which reverse water-filling knows and the pivots' means do not.",
+    "E7": "Feedback puts 2.8 times chance into the null space and empties the stiffest directions (.12 of what plain "
+          "codes leave there); rounding to nearest puts nothing there but chance. At equal true bits the best "
+          "expansion has 1.13 times the error of plain codes, because an added channel costs as many bits as any other.",
+    "E8": "Its error is within 1.3% of the closed form. But it stores 3.0 bits, and R(D) at its error is 1.5 bits "
+          "lower: a second binary pass is a quantizer of four unequal levels whose signs are stored twice, and which "
+          "of two bells a weight belongs to costs a bit of its own.",
+}  # fmt: skip
