@@ -84,7 +84,8 @@ class Claim:
     (`cases`), some that hold and some that fail make it conditional. `scope` says for what a verdict stands, and what
     would decide more. A claim of the quick `tier` takes seconds, of the full one minutes; one of the nightly tier has
     models to train first, whose records stay in the store. `earned` is the verdict that the shipped model and these
-    sources gave, once measured: a run that gives another is a change to look at.
+    sources gave, once measured: a run that gives another is a change to look at. `why` is the
+    paragraph on it, of a claim that is not simply true.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Claim:
     tier: Tier = "quick"
     scope: str = ""
     earned: Verdict | None = None
+    why: str = ""
 
     def __post_init__(self) -> None:
         if not self.rule or self.seeds < 3:

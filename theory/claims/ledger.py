@@ -8,8 +8,10 @@ from dataclasses import replace
 from suite.findings import Verdict
 from theory.claims import bits, bounds, grids, outliers
 from theory.claims.frame import Claim
+from theory.claims.why import WHY
 
 EARNED: dict[str, Verdict] = {
+    "B2": "conditional", "B3": "conditional", "B5": "conditional", "B6": "confirmed", "B7": "conditional",
     "O1": "confirmed", "O2": "confirmed", "O3": "confirmed", "O4": "confirmed", "O6": "undecided", "O7": "refuted",
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "confirmed",
@@ -18,4 +20,6 @@ EARNED: dict[str, Verdict] = {
 _ORDER = "BQOGENLM"
 _KNOWN = sorted((*bits.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
-CLAIMS: tuple[Claim, ...] = tuple(replace(claim, earned=EARNED.get(claim.id)) for claim in _KNOWN)
+CLAIMS: tuple[Claim, ...] = tuple(
+    replace(claim, earned=EARNED.get(claim.id), why=WHY.get(claim.id, "")) for claim in _KNOWN
+)

@@ -29,7 +29,7 @@ WHY: dict[str, str] = {
           "true rate is 3.1 times lower. It beats INT4 and E2M1 in the same blocks by a quarter.",
     "G3": "NVFP4 beats MXFP4 on every source (.1 to 2.4 decibels at true rates), but by the precision of its scales: "
           "where scales are of one kind, blocks of 16 instead of 32 cost .5 to .9 decibels net on Gaussian and "
-          "Laplacian values, and 1.0 to 1.7 with powers of two. Halving a block costs a quarter of a bit, 1.5 decibels.",
+          "Laplacian values, and 1.0 to 1.7 with powers of two. Halving a block takes a quarter of a bit: 1.5 decibels.",
     "G4": "At equal fixed rates E8 is .8 to 1.1 decibels below the best scalar levels. Equal steps with an entropy "
           "coder are 1.0 to 1.3 decibels below E8 at 3 and 4 bits: they lose 1.53 decibels of shaping to the limit at "
           "any rate, while a fixed-rate codebook also pays for covering the tails.",
@@ -42,7 +42,7 @@ WHY: dict[str, str] = {
           "rate at all, which reverse water-filling knows and the pivots' means do not.",
     "E7": "Feedback puts 2.8 times chance into the null space and empties the stiffest directions (.12 of what plain "
           "codes leave there); rounding to nearest puts nothing there but chance. At equal true bits the best "
-          "expansion has 1.13 times the error of plain codes, because an added channel costs as many bits as any other.",
+          "expansion has 1.13 times the error of plain codes, since an added channel costs as many bits as any other.",
     "E8": "Its error is within 1.3% of the closed form. But it stores 3.0 bits, and R(D) at its error is 1.5 bits "
           "lower: a second binary pass is a quantizer of four unequal levels whose signs are stored twice, and which "
           "of two bells a weight belongs to costs a bit of its own.",
