@@ -29,7 +29,7 @@ WHY: dict[str, str] = {
           "true rate is 3.1 times lower. It beats INT4 and E2M1 in the same blocks by a quarter.",
     "G3": "NVFP4 beats MXFP4 on every source (.1 to 2.4 decibels at true rates), but by the precision of its scales: "
           "where scales are of one kind, blocks of 16 instead of 32 cost .5 to .9 decibels net on Gaussian and "
-          "Laplacian values, and 1.0 to 1.7 with powers of two. Halving a block takes a quarter of a bit: 1.5 decibels.",
+          "Laplacian values, and 1.0 to 1.7 with powers of two. Halving a block takes a quarter of a bit, 1.5 dB.",
     "G4": "At equal fixed rates E8 is .8 to 1.1 decibels below the best scalar levels. Equal steps with an entropy "
           "coder are 1.0 to 1.3 decibels below E8 at 3 and 4 bits: they lose 1.53 decibels of shaping to the limit at "
           "any rate, while a fixed-rate codebook also pays for covering the tails.",
