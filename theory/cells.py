@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def recipe_of(method: str, bits: float | None = None, **options: Any) -> "Recipe":
     """The recipe of a published method at a width."""
-    from suite.methods import METHODS
+    from suite.methods import method_named
 
-    return METHODS[method].recipe(bits=bits, **options)
+    return method_named(method).recipe(bits=bits, **options)
 
 
 def records(setting: Setting, recipes: "Sequence[Recipe]", **options: Any) -> list[Record]:

@@ -72,9 +72,8 @@ def stack(setting: Setting) -> Mapping[str, float]:
             target = Target(Integer(bits=bits), Feedback() if fed else Nearest())
             recipe = Recipe(transforms=transforms, weights=target, inputs="quantized" if fed else "original")
             recipes.append(with_activations(recipe, 4) if "inputs" in name else recipe)
-        effects = {
-            level: -log(kl_of(record), 4) for level, record in zip(levels, records(setting, recipes), strict=True)
-        }
+        cells = zip(levels, records(setting, recipes), strict=True)
+        effects = {level: -log(kl_of(record), 4) for level, record in cells}
         for i, part in enumerate(("GPTQ", "SmoothQuant", "AWQ")):
             with_, without = ([bits_ for level, bits_ in effects.items() if level[i] is is_] for is_ in (True, False))
             said[f"{part}, {name}"] = mean(with_) - mean(without)
@@ -139,10 +138,13 @@ def balance(setting: Setting) -> Mapping[str, float]:
     names = ("half-integer", "full-range", "narrow")
     found = {(bits, name): record for bits in (2, 3, 4) for name, record in
              zip(names, records(setting, [cell(bits, name) for name in names]), strict=True)}  # fmt: skip
-    said = {f"symmetric over unbalanced, {bits} bits": kl_of(found[bits, "half-integer"]) / kl_of(found[bits, "full-range"])
-            for bits in (2, 3, 4)}  # fmt: skip
-    return said | {f"with zero over without, {bits} bits, one level fewer": kl_of(found[bits, "narrow"])
-                   / kl_of(found[bits, "half-integer"]) for bits in (2, 3, 4)}  # fmt: skip
+    kl = {key: kl_of(record) for key, record in found.items()}
+    said = {}
+    for bits in (2, 3, 4):
+        even, odd = kl[bits, "half-integer"], kl[bits, "narrow"]
+        said |= {f"symmetric over unbalanced, {bits} bits": even / kl[bits, "full-range"],
+                 f"with zero over without, {bits} bits, one level fewer": odd / even}  # fmt: skip
+    return said
 
 
 def sparse(setting: Setting) -> Mapping[str, float]:
@@ -184,8 +186,9 @@ def budgets(setting: Setting) -> Mapping[str, float]:
 
     rows, said = scaling(setting), dict[str, float]()
     for level in sorted({row.level for row in rows}):
-        curves = {bits: sorted((row.model_bytes, row.loss_nats) for row in rows if row.level == level
-                               and row.bits == bits and row.method == "paretoq") for bits in (1, 1.58, 2, 4)}  # fmt: skip
+        known = [row for row in rows if row.level == level and row.method == "paretoq"]
+        curves = {bits: sorted((row.model_bytes, row.loss_nats) for row in known if row.bits == bits)
+                  for bits in (1, 1.58, 2, 4)}  # fmt: skip
         for few, many in ((2, 4), (1, 2), (1.58, 2)):
             sizes, losses = (np.array(column) for column in zip(*curves[many], strict=True))
             other, at = (np.array(column) for column in zip(*curves[few], strict=True))
@@ -240,8 +243,8 @@ CLAIMS = (
                   for bits in (4, 3, 2))),
           scope="of a model of 3.7 million parameters that learned nested arithmetic"),
     Claim(id="Q8", group=GROUP, kind="scale-dependent", measure=budgets, tier="nightly", takes="cases",
-          sentence="For a fixed memory a larger model of 2 bits beats a smaller one of 4; binary falls off, ternary and "
-                   "2 bits are on the frontier.",
+          sentence="For a fixed memory a larger model of 2 bits beats a smaller one of 4; binary falls off, ternary "
+                   "and 2 bits are on the frontier.",
           rule=tuple(part for level in ("0.1", "0.25") for part in
                      (below(f"2 bits less 4, {level} tokens a parameter", 0.0),
                       above(f"1 bits less 2, {level} tokens a parameter", 0.0),
