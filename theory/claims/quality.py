@@ -139,7 +139,7 @@ def balance(setting: Setting) -> Mapping[str, float]:
     found = {(bits, name): record for bits in (2, 3, 4) for name, record in
              zip(names, records(setting, [cell(bits, name) for name in names]), strict=True)}  # fmt: skip
     kl = {key: kl_of(record) for key, record in found.items()}
-    said = {}
+    said: dict[str, float] = {}
     for bits in (2, 3, 4):
         even, odd = kl[bits, "half-integer"], kl[bits, "narrow"]
         said |= {f"symmetric over unbalanced, {bits} bits": even / kl[bits, "full-range"],
