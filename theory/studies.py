@@ -59,3 +59,23 @@ def scaling(setting: Setting) -> list[ScalingRow]:
     cells = {(record.cell, record.code, record.env) for record in records}
     with Store(setting.store, create=False) as opened:
         return [row for row in opened.rows(ScalingRow) if (row.cell, row.code, row.env) in cells]
+
+
+def adaptation(setting: Setting) -> dict[str, str]:
+    """Options of `suite.run` that adapt to another package's source: rows of numpy to train and to evaluate on."""
+    import json
+
+    from suite.models.checkpoint import load_model
+    from suite.texts import Wanted, collect
+    from suite.tokens import save_tokens
+
+    checkpoint, found = load_model(setting.model), dict[str, str]()
+    length = min(256, checkpoint.context)
+    for part, rows in (("training", 1024), ("evaluation", 256)):
+        out = setting.store.with_suffix(".trained") / f"numpy-{part}-{checkpoint.sha256[:12]}.npz"
+        if not out.is_file():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            rows_of, _ = collect(["numpy"], Wanted(part=part, length=length, rows=rows), checkpoint, None)  # type: ignore[arg-type]
+            save_tokens(out, rows_of, checkpoint, json.dumps({"package": "numpy", "part": part}))
+        found[part] = str(out)
+    return found

@@ -6,7 +6,7 @@ Verdicts are those of the shipped model, from seed 0 on, in the quick tier.
 from dataclasses import replace
 
 from suite.findings import Verdict
-from theory.claims import bits, bounds, grids, outliers, quality
+from theory.claims import bits, bounds, grids, learning, outliers, quality
 from theory.claims.frame import Claim
 from theory.claims.why import WHY
 
@@ -18,7 +18,7 @@ EARNED: dict[str, Verdict] = {
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
 }  # fmt: skip
 _ORDER = "BQOGENLM"
-_KNOWN = sorted((*bits.CLAIMS, *quality.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS),
+_KNOWN = sorted((*bits.CLAIMS, *quality.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *learning.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(
     replace(claim, earned=EARNED.get(claim.id), why=WHY.get(claim.id, "")) for claim in _KNOWN
