@@ -177,8 +177,8 @@ CLAIMS = (
                                                           above(f"codes that turn back, {bits} bits", 0.01))),
           scope=_OWN.format("L2")),
     Claim(id="L3", group=GROUP, kind="scale-dependent", measure=ternary, on_model=True, tier="nightly", takes="cases",
-          sentence="Ternary training from scratch (BitNet b1.58) closes the gap to full precision as models grow; SubLN "
-                   "is needed for stability.",
+          sentence="Ternary training from scratch (BitNet b1.58) closes the gap to full precision as models grow; "
+                   "SubLN is needed for stability.",
           rule=(*(below(f"gap of the largest less the smallest, {level} tokens a parameter", 0.0)
                   for level in ("0.1", "0.25")), above("loss without SubLN less with it", 0.0)),
           scope="from .33 to 7.9 million parameters, trained on a tenth or a quarter of a token for each"),

@@ -113,7 +113,7 @@ def sawtooth(setting: Setting) -> Mapping[str, float]:
                        ((-top, top), (1.5 * top, 3 * top)))  # fmt: skip
     errors = [(x - fitted.decode(fitted.nearest(x)))[0].numpy() for x in (inside, outside)]
     slope = float(np.polyfit(outside[0].numpy(), errors[1], 1)[0])
-    teeth = int((np.diff(np.sign(errors[0])) > 0).sum() + (np.diff(np.sign(errors[0])) < 0).sum())
+    teeth = int((np.diff(errors[0] > 0)).sum())
     return {"largest error inside, steps": float(np.abs(errors[0]).max()) / step,
             "changes of its sign, for each step of the range": teeth / 14, "slope outside": slope}  # fmt: skip
 
