@@ -12,6 +12,7 @@ from theory.claims.why import WHY
 
 EARNED: dict[str, Verdict] = {
     "B2": "conditional", "B3": "conditional", "B5": "conditional", "B6": "confirmed", "B7": "conditional",
+    "Q4": "confirmed", "Q5": "confirmed", "L6": "conditional",
     "O1": "confirmed", "O2": "confirmed", "O3": "confirmed", "O4": "confirmed", "O6": "undecided", "O7": "refuted",
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "confirmed",
