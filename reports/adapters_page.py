@@ -16,6 +16,7 @@ from reports.sections import Section, render_sections
 from suite.store import MemoryRow, Record, RetentionRow
 
 PAGE = "adapters.html"
+LINK = "Adapters on quantized weights, and memory in training"
 _HEADER = ("method", "recipe", "seed", "bits", "bpw", "updates", "tokens", "operations", "seconds",
            "last training loss", "perplexity", "control's perplexity", "before training", "as it was",
            "excess nats", "±", "nats over as it was", "±", "control's", "before", "entropy of codes", "rounding",

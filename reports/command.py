@@ -2,8 +2,9 @@
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import click
 
 from reports import (
     adapters_page,
+    claims_page,
     coordinates_page,
     entropy_page,
     kernels_page,
@@ -23,6 +25,8 @@ from reports.adapters import Adapted, read_adapters
 from reports.adapters_forgetting import Forgetting, read_forgetting
 from reports.adapters_memory import Held, read_memory
 from reports.adapters_page import draw_adapters, render_adapters
+from reports.claims import Ledger, read_claims
+from reports.claims_page import draw_claims, render_claims
 from reports.coordinates import Coordinates, is_dose, read_coordinates
 from reports.coordinates_page import draw_coordinates, render_coordinates
 from reports.entropy import Entropy, read_entropy
@@ -37,13 +41,15 @@ from reports.reasoning_page import draw_reasoning, render_reasoning
 from reports.scaling import Family, read_scaling
 from reports.scaling_page import draw_scaling_sections, render_scaling
 from reports.sections import Section
-from reports.theory import Theory, read_theory
+from reports.theory import Measured, read_theory
 from reports.theory_page import draw_theory, render_theory
 from reports.training import Trained, read_training
 from reports.training_page import draw_training, render_training
 from suite.rows import ScalingRow
 from suite.store import SpeedRow, Store
 
+MODULES = (entropy_page, coordinates_page, scaling_page, reasoning_page, training_page, adapters_page, theory_page,
+           claims_page, kernels_page)  # fmt: skip
 Branches = tuple[list[Adapted], list[Forgetting], list[Held]]  # what the page of adapters is of
 
 
@@ -60,52 +66,50 @@ def report(store: Path, out: Path, figures: bool) -> None:
     scaling.html a family of models in several sizes and the law of their losses, reasoning.html what models make of
     problems of several steps, training.html what quantization costs models that were trained with it, over their
     controls, adapters.html the same of adapters on quantized weights, and what trainings hold in memory; theory.html
-    what follows from theorems beside what was measured, and the ledger of claims; kernels.html what has been measured
-    of the kernels, how fast the store's models generate, and what bandwidth allows.
+    what follows from theorems beside what was measured; claims.html the field's claims with their verdicts;
+    kernels.html what has been measured of the kernels, how fast the store's models generate, and what bandwidth allows.
     """
-    check_folder(out, ["report.html", entropy_page.PAGE, coordinates_page.PAGE, kernels_page.PAGE,
-                       scaling_page.PAGE, reasoning_page.PAGE, training_page.PAGE, adapters_page.PAGE,
-                       theory_page.PAGE])  # fmt: skip
+    check_folder(out, ["report.html", *(module.PAGE for module in MODULES)])
     if figures:
         check_folder(out / "figures")
     found = read(store)
-    drawn = draw(found.studies)
-    coded = draw_entropy(found.entropy, drawn) if found.entropy.anything else []
-    turned = draw_coordinates(found.coordinates) if found.coordinates.anything else []
-    scaled = draw_scaling_sections(found.families)
-    reasoned = draw_reasoning(found.chains)
-    trained = draw_training(found.trained)
-    branched = draw_adapters(*found.branches)
-    proved = draw_theory(found.theory)
-    timed = replace(read_kernels(), speeds=found.speeds)
+    drawn, timed = draw(found.studies), replace(read_kernels(), speeds=found.speeds)
     kernels = draw_kernels(timed)
-    there = {entropy_page.PAGE: coded, coordinates_page.PAGE: turned, kernels_page.PAGE: True,
-             scaling_page.PAGE: scaled, reasoning_page.PAGE: reasoned,
-             training_page.PAGE: trained, adapters_page.PAGE: branched, theory_page.PAGE: proved}  # fmt: skip
-    beside = [page for page, shown in there.items() if shown]
-    made = {out / "report.html": render(drawn, beside=beside).encode()} if drawn else {}
-    if coded:
-        made[out / entropy_page.PAGE] = render_entropy(coded, beside_report=bool(drawn)).encode()
-    if turned:
-        made[out / coordinates_page.PAGE] = render_coordinates(turned, beside_report=bool(drawn)).encode()
-    if scaled:
-        made[out / scaling_page.PAGE] = render_scaling(scaled, beside_report=bool(drawn)).encode()
-    if reasoned:
-        made[out / reasoning_page.PAGE] = render_reasoning(reasoned, beside_report=bool(drawn)).encode()
-    if trained:
-        made[out / training_page.PAGE] = render_training(trained, beside_report=bool(drawn)).encode()
-    if branched:
-        made[out / adapters_page.PAGE] = render_adapters(branched, beside_report=bool(drawn)).encode()
-    if proved:
-        made[out / theory_page.PAGE] = render_theory(proved, found.theory, beside_report=bool(drawn)).encode()
+    parts = {page: part for page, part in sections(found, drawn).items() if part.sections}
+    links = {module.PAGE: module.LINK for module in MODULES if module.PAGE in parts or module is kernels_page}
+    made = {out / "report.html": render(drawn, beside=links).encode()} if drawn else {}
+    for page, part in parts.items():
+        made[out / page] = part.render(part.sections, beside_report=bool(drawn)).encode()
     made[out / kernels_page.PAGE] = render_kernels(timed, kernels, beside_report=bool(drawn)).encode()
     if figures:
-        files = figure_files(drawn, coded + turned + scaled + reasoned + trained + branched + proved, kernels)
-        made |= {out / "figures" / name: content for name, content in files.items()}
+        every = [section for part in parts.values() for section in part.sections]
+        made |= {out / "figures" / name: content for name, content in figure_files(drawn, every, kernels).items()}
     for path, content in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         click.echo(path)
+
+
+class Part(NamedTuple):
+    """A page's sections, and what makes its HTML of them."""
+
+    sections: list[Section]
+    render: Callable[..., str]
+
+
+def sections(found: "Contents", drawn: Drawn) -> dict[str, Part]:
+    """What every page of figures holds, by its name; a page without sections is not made."""
+    return {
+        entropy_page.PAGE: Part(draw_entropy(found.entropy, drawn) if found.entropy.anything else [], render_entropy),
+        coordinates_page.PAGE: Part(draw_coordinates(found.coordinates) if found.coordinates.anything else [],
+                                    render_coordinates),
+        scaling_page.PAGE: Part(draw_scaling_sections(found.families), render_scaling),
+        reasoning_page.PAGE: Part(draw_reasoning(found.chains), render_reasoning),
+        training_page.PAGE: Part(draw_training(found.trained), render_training),
+        adapters_page.PAGE: Part(draw_adapters(*found.branches), render_adapters),
+        theory_page.PAGE: Part(draw_theory(found.measured), render_theory),
+        claims_page.PAGE: Part(draw_claims(found.ledger), partial(render_claims, ledger=found.ledger)),
+    }  # fmt: skip
 
 
 class Contents(NamedTuple):
@@ -119,7 +123,8 @@ class Contents(NamedTuple):
     chains: list[Chain]
     branches: Branches
     trained: list[Trained]
-    theory: Theory
+    measured: list[Measured]
+    ledger: Ledger
 
 
 def read(path: Path) -> Contents:
@@ -139,12 +144,12 @@ def read(path: Path) -> Contents:
                 studies=found, entropy=read_entropy(store, found), coordinates=read_coordinates(store, every),
                 speeds=newest(store.rows(SpeedRow)), families=read_scaling(store), chains=read_reasoning(store),
                 branches=(read_adapters(store, found), read_forgetting(store, found), read_memory(store)),
-                trained=read_training(store, found), theory=read_theory(store),
+                trained=read_training(store, found), measured=read_theory(store), ledger=read_claims(store),
             )  # fmt: skip
         except sqlite3.Error as error:
             raise ValueError(f"cannot read the store at {path}: {error}") from error
     if not any((found, contents.entropy.anything, contents.coordinates.anything, contents.speeds, contents.families,
-                contents.chains, contents.branches[2], contents.theory.anything)):  # fmt: skip
+                contents.chains, contents.branches[2], contents.measured, contents.ledger.judged)):  # fmt: skip
         raise ValueError(f"{path} has no records, expected at least one: `bitfrontier run` makes them")
     return contents
 

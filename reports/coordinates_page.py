@@ -10,6 +10,7 @@ from reports.page import heading, number
 from reports.sections import Section, render_sections
 
 PAGE = "coordinates.html"
+LINK = "In which coordinates: outliers, rotations and caches"
 _PAGE = "coordinates"
 
 

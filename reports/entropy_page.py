@@ -8,6 +8,7 @@ from reports.page import Drawn, heading
 from reports.sections import Section, render_sections
 
 PAGE = "entropy.html"
+LINK = "Where the bits are: entropy and coding"
 
 
 def draw_entropy(found: Entropy, drawn: Drawn) -> list[Section]:

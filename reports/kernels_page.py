@@ -20,6 +20,7 @@ from reports.kernels_times import times_plot
 from reports.page import page_template
 
 PAGE = "kernels.html"
+LINK = "How fast: kernels, whole models and their ceilings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -32,14 +32,14 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def render(drawn: Drawn, *, beside: Collection[str] = ()) -> str:
-    """The HTML of the page, the same bytes for the same studies; with links to the pages that are `beside` it."""
+def render(drawn: Drawn, *, beside: Mapping[str, str] | None = None) -> str:
+    """The HTML of the page, the same bytes for the same studies; with links to the pages `beside` it, text by page."""
     template = page_template("page.html")
     studies = [study for study, _, _ in drawn]
     shown = [r for study in studies for r in (*study.measured, *study.unmeasured, *study.superseded)]
     return template.render(
         limit=KL_LIMIT_NATS,
-        beside=beside,
+        beside=beside or {},
         commands={command: i for i, command in enumerate(dict.fromkeys(r.command for r in shown), 1)},
         origins={origin: i for i, origin in enumerate(dict.fromkeys((r.code, r.env) for r in shown), 1)},
         studies=[

@@ -9,6 +9,7 @@ from reports.sections import Section, render_sections
 from suite.store import ReasoningRow
 
 PAGE = "reasoning.html"
+LINK = "How long a chain of steps holds: problems with known answers"
 _HEADER = ("model", "method", "recipe", "bits", "bpw", "steps", "problems", "answer %", "±", "all steps %", "±",
            "if independent %", "±", "step %", "±", "its value %", "step % by place", "nats", "perplexity",
            "answer to base %", "±")  # fmt: skip

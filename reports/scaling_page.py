@@ -15,6 +15,7 @@ from suite.store import ScalingRow
 from theory.kumar_2024_precision import PARAMETERS
 
 PAGE = "scaling.html"
+LINK = "Sizes and widths: a family of models and a law of its losses"
 _NAMES = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β", "gamma": "γ"}
 
 

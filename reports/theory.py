@@ -1,14 +1,10 @@
-"""What the theory's experiments and the ledger of claims say, read from a store. Imports no torch."""
+"""What the theory's experiments found, read from a store. Imports no torch."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from suite.findings import PointRow, VerdictRow
+from suite.findings import PointRow
 from suite.store import Store
-from theory.claims.frame import Claim
-from theory.claims.ledger import CLAIMS
 from theory.experiment import Experiment, Point
 from theory.experiments import EXPERIMENTS
 
@@ -32,43 +28,9 @@ class Measured:
         return self.rows[0].model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A claim with the newest verdict on it of a model, and its evidence."""
-
-    claim: Claim
-    row: VerdictRow
-
-    @property
-    def evidence(self) -> dict[str, dict[str, Any]]:
-        """Every quantity's values, mean and ends of its interval; those of the rule first."""
-        found: dict[str, dict[str, Any]] = json.loads(self.row.evidence)
-        ruling = [part.quantity for part in self.claim.rule]
-        return {name: found[name] for name in dict.fromkeys([*ruling, *found]) if name in found}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Theory:
-    """Everything that a store has of the theory, in the order of its own tuples."""
-
-    measured: tuple[Measured, ...]
-    judged: tuple[Judged, ...]
-
-    @property
-    def anything(self) -> bool:
-        """Whether there is anything to show."""
-        return bool(self.measured or self.judged)
-
-
-def read_theory(
-    store: Store, experiments: Iterable[Experiment] = EXPERIMENTS, claims: Iterable[Claim] = CLAIMS
-) -> Theory:
-    """The last run of every experiment and the last verdict on every claim, for each model.
-
-    Rows of experiments that there are no longer, and verdicts by another rule than today's, are left out.
-    """
-    points, verdicts = store.rows(PointRow), store.rows(VerdictRow)
-    measured, judged = [], []
+def read_theory(store: Store, experiments: Iterable[Experiment] = EXPERIMENTS) -> list[Measured]:
+    """The last run of every experiment, for each model; rows of experiments that there are no longer are left out."""
+    points, measured = store.rows(PointRow), []
     for experiment in experiments:
         own = [row for row in points if row.experiment == experiment.name]
         for model in dict.fromkeys(row.model for row in own):
@@ -78,9 +40,4 @@ def read_theory(
                     runs.setdefault((row.effort, row.started, row.seed, row.code, row.env), []).append(row)
             rows = sorted(runs[max(runs)], key=lambda row: row.place)
             measured.append(Measured(experiment=experiment, rows=tuple(rows)))
-    for claim in claims:
-        known = [row for row in verdicts if row.claim == claim.id and row.rule == claim.rule_text]
-        for model in dict.fromkeys(row.model for row in known):
-            newest = max((row for row in known if row.model == model), key=lambda row: (row.effort, row.started))
-            judged.append(Judged(claim=claim, row=newest))
-    return Theory(measured=tuple(measured), judged=tuple(judged))
+    return measured

@@ -1,31 +1,28 @@
-"""The page of the theory: verdicts on the field's claims, and what is measured beside what mathematics says."""
+"""The page of the theory: what is measured beside what mathematics says."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 from reports.figures import Plot
 from reports.page import number
 from reports.sections import Section, render_sections
-from reports.theory import Judged, Measured, Theory
+from reports.theory import Measured
 from reports.theory_drawing import draw_experiment
 
 PAGE = "theory.html"
-LINK = "What mathematics says: bounds, spectra, limits, and the ledger of claims"
+LINK = "What mathematics says: bounds, spectra and limits"
 
 
-def draw_theory(theory: Theory) -> list[Section]:
-    """A section for every experiment that was run; one without figures where only claims were judged."""
-    sections = [_section(found, len({m.model for m in theory.measured if m.experiment is found.experiment}) > 1)
-                for found in theory.measured]  # fmt: skip
-    if not sections and theory.judged:
-        note = "No experiment's points are in the store; this runs them."
-        sections = [Section(page="theory", name="none", model="", heading="Experiments", note=note, plots=(),
-                            missing=("bitfrontier theory",))]  # fmt: skip
-    return sections
+def draw_theory(measured: Sequence[Measured]) -> list[Section]:
+    """A section for every experiment that was run."""
+    several = Counter(found.experiment.name for found in measured)
+    return [_section(found, several[found.experiment.name] > 1) for found in measured]
 
 
-def render_theory(sections: list[Section], theory: Theory, *, beside_report: bool) -> str:
+def render_theory(sections: list[Section], *, beside_report: bool) -> str:
     """The HTML of the page, the same bytes for the same findings; with a link to the report if there is one."""
-    return render_sections(PAGE, sections, beside_report=beside_report, verdicts=[_row(j) for j in theory.judged])
+    return render_sections(PAGE, sections, beside_report=beside_report)
 
 
 def _section(found: Measured, several: bool) -> Section:
@@ -62,15 +59,3 @@ def _described(found: Measured) -> str:
         words.append(f"{name}: {number(own[0].y, 3)} at {number(own[0].x, 3)}"
                      + (f" to {number(own[-1].y, 3)} at {number(own[-1].x, 3)}" if len(own) > 1 else ""))  # fmt: skip
     return f"{found.experiment.y} over {found.experiment.x}. {'; '.join(words)}."
-
-
-def _row(judged: Judged) -> dict[str, str]:
-    """A line of the table of verdicts."""
-    evidence = "; ".join(f"{name} {number(e['mean'], 3)} ({number(e['low'], 3)} to {number(e['high'], 3)})"
-                         for name, e in judged.evidence.items())  # fmt: skip
-    row = judged.row
-    return {"id": row.claim, "kind": row.kind, "claim": row.sentence, "verdict": row.verdict, "rule": row.rule,
-            "condition": row.condition, "evidence": evidence, "model": row.model,
-            "seeds": f"{len(judged.evidence and next(iter(judged.evidence.values()))['values'])}",
-            "confidence": f"{100 * row.confidence:.4g}%", "command": row.command, "code": row.code,
-            "env": row.env}  # fmt: skip

@@ -14,6 +14,7 @@ from reports.training_verdicts import training_verdicts
 from suite.store import Record
 
 PAGE = "training.html"
+LINK = "Trained with rounding: what is left over the control"
 _HEADER = ("method", "loss is over that of", "recipe", "bits", "bpw", "updates", "tokens", "operations", "seconds",
            "last training loss", "perplexity", "reference's perplexity", "excess nats", "±", "excess %", "moved",
            "moved, control", "root %", "root %, control", "turning %", "disorder %", "window",
