@@ -18,17 +18,21 @@ import click
               help="Of each source at most, spread evenly; of problems so many, 1024 by default.")  # fmt: skip
 @click.option("--heading", metavar="REGEX", help="In .txt files a document begins at every line that this matches.")
 @click.option("--against", metavar="TOKENS", help="Drop rows that share a run of 32 tokens with these.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Problems are drawn by it.")
+@click.option("--written", metavar="TOKENS", type=click.IntRange(1), help="Keep so many tokens of every row, and have "
+              "the model write the rest.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Problems are drawn by it, and what "
+              "is written.")  # fmt: skip
 def tokens(
     out: Path, sources: tuple[str, ...], part: str, model: str, length: int | None, against: str | None,
-    rows: int | None, heading: str | None, seed: int,
+    rows: int | None, heading: str | None, written: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Write rows of tokens of every SOURCE into OUT, a .npz file that `run` takes wherever it takes tokens.
 
     SOURCE is a .txt file, which is whole in every part; the import name of an installed package, whose Python source is
     split by file, as the reference text is; or `reasoning`, problems with their steps written out. Rows of a file stay
     together in what `run` computes errors by. Evaluation rows that share a run of 32 tokens with the training part of
-    the same packages are dropped; of .txt files say with --against what training is.
+    the same packages are dropped; of .txt files say with --against what training is. With --written a model of few bits
+    can learn from what the unquantized one writes, token by token drawn from its own distribution.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from dataclasses import asdict
@@ -51,7 +55,12 @@ def tokens(
     wanted = Wanted(part=cast(Part, part), length=length, rows=rows, seed=seed, heading=heading)
     other = None if against is None else load_tokens(against, "training", checkpoint, length)
     found, texts = collect(list(sources), wanted, checkpoint, other)
-    save_tokens(out, found, checkpoint, json.dumps({"wanted": asdict(wanted), "texts": [asdict(t) for t in texts]}))
+    if written is not None:
+        from suite.learning import teacher
+
+        found = teacher.written(checkpoint, found, written, seed)
+    about = {"wanted": asdict(wanted), "texts": [asdict(t) for t in texts], "written": written}
+    save_tokens(out, found, checkpoint, json.dumps(about))
     for text in texts:
         click.echo(said(text, length))
     click.echo(f"{len(found.rows):,} rows written to {out}, SHA-256 {found.sha256}")

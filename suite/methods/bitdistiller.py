@@ -6,9 +6,10 @@ Self-Distillation", arXiv:2402.10631. At 3 bits levels of Gaussian quantiles wit
 profit, those of queries and keys excepted, as in the release; then weights are trained on the confidence-aware
 divergence from the unquantized model, and gradients pass the rounding as if it were not there.
 
-The paper trains on text that the teacher has written; here it is the training tokens that every method has. Scales
-follow the weights at every update and are constants in the gradient, where the release lets it pass through a group's
-largest and lowest value. Groups are of 64 at 2 bits, the default of the release's quantizer; its scripts ask for 128.
+The paper trains on text that the teacher has written: `bitfrontier tokens --written` makes such rows, and `run
+--training` takes them; without it they are those that every method has. Scales follow the weights at every update and
+are constants in the gradient, where the release lets it pass through a group's largest and lowest value. Groups are of
+64 at 2 bits, the default of the release's quantizer; its scripts ask for 128.
 """
 
 from typing import Any
