@@ -38,7 +38,7 @@ def variants(kernel: Kernel) -> Iterator[tuple[str, Callable[[Size, int, str], t
         yield "", kernel.inputs
         return
     for dtype in ACTIVATIONS:
-        yield str(dtype).removeprefix("torch."), partial(kernel.inputs, dtype=dtype)
+        yield str(dtype).removeprefix("torch."), partial(kernel.inputs, dtype=dtype)  # type: ignore[call-arg]
 
 
 def checked(kernel: Kernel, size: Size, seed: int, device: str) -> list[Check]:
@@ -95,11 +95,12 @@ def _roundoff(dtype: torch.dtype) -> float:
 
 @contextmanager
 def _poisoned() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        settings.fill_uninitialized_memory = before[1]
