@@ -8,6 +8,7 @@ import pytest
 from pages import can_be_heard, parsed, refers_to_itself, stands_alone
 from synthetic import coded_size, coded_sizes, fill_entropy, measured, record, records, weight_shapes
 
+from reports import entropy_page
 from reports.command import read
 from reports.entropy_figures import ORIGIN
 from reports.entropy_page import draw_entropy, render_entropy
@@ -121,7 +122,7 @@ def test_verdicts_stand_at_the_top_and_above_their_figures(html):
 
 
 def test_the_pages_name_each_other(entropy_path, html):
-    report = render(draw(read(entropy_path)[0]), beside=["entropy.html"])
+    report = render(draw(read(entropy_path)[0]), beside={entropy_page.PAGE: entropy_page.LINK})
     assert 'href="entropy.html"' in report and 'href="report.html"' in html
     assert "report.html" not in render_entropy([], beside_report=False)
 

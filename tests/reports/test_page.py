@@ -5,6 +5,7 @@ import pytest
 from pages import can_be_heard, parsed, refers_to_itself, stands_alone
 from synthetic import SPECIAL, fill, measured, record, records
 
+from reports import kernels_page
 from reports.command import read
 from reports.page import draw, render
 
@@ -38,12 +39,12 @@ def test_every_record_and_its_command_appear(html):
 
 def test_tokens_per_second_have_a_column_where_there_are_any(tmp_path):
     found = [record(tokens_per_second=123.4), record(cell="b", recipe="Rtn(bits=4)", bits=4)]
-    html = render(draw(read(fill(tmp_path / "s.db", found))[0]), beside=["kernels.html"])
+    html = render(draw(read(fill(tmp_path / "s.db", found))[0]), beside={kernels_page.PAGE: kernels_page.LINK})
     row, heading = "<td>123.4</td><td>1.5</td>", '<th scope="col">tokens per second</th>'
     assert html.count(heading) == html.count(row) == html.count("<td>–</td><td>1.5</td>") == 1
     assert 'href="kernels.html#models"' in html
     refers_to_itself(parsed(html), others=("kernels.html", "kernels.html#models"))
-    untimed = render(draw(read(fill(tmp_path / "t.db", [record()]))[0]), beside=["kernels.html"])
+    untimed = render(draw(read(fill(tmp_path / "t.db", [record()]))[0]), beside={kernels_page.PAGE: kernels_page.LINK})
     assert heading not in untimed and "#models" not in untimed
 
 
