@@ -117,7 +117,7 @@ def _sentence(points: Sequence[Point]) -> str:
         rival = best.series.removesuffix(f", {source}")
         parts.append(f"{source}: at best {best.y:+.2f} dB ({rival}, {best.x:.2f} bits), "
                      f"at worst {min(p.y for p in mine):+.2f} dB")  # fmt: skip
-    return f"Entropy-coded steps' error over that of fixed widths in groups of as many bytes, for the rivals {'; '.join(parts)}."
+    return f"Error of entropy-coded steps over that of as many bytes at fixed width in groups; {'; '.join(parts)}."
 
 
 EXPERIMENT = Experiment(

@@ -50,9 +50,10 @@ def code_masses(group: int, bits: int = 4) -> np.ndarray:
     f = np.exp(np.log(2 * group) + log_phi + (group - 1) * np.log1p(-2 * ndtr(-m))) * w * (high - low) / 2
     ends = np.clip((np.arange(-most, most + 2) - 0.5) / most, -1, 1)  # (2 most + 2,) of the largest
     cut = np.diff(ndtr(np.outer(m, ends)), axis=1) / (1 - 2 * np.exp(log_ndtr(-m)))[:, None]
-    P = (1 - 1 / group) * (f @ cut)
+    P: np.ndarray = (1 - 1 / group) * (f @ cut)
     P[[0, -1]] += f.sum() / (2 * group)
-    return P / f.sum()
+    P /= f.sum()
+    return P
 
 
 def gaussian_entropy(group: int, bits: int = 4) -> float:
@@ -89,7 +90,7 @@ def gains(matrices: Matrices, group: Group, convention: str = "full-range") -> d
 def by_group(setting: Setting) -> Mapping[str, float]:
     """N3: what coding gains on rows of a trained model that the seed draws, by group, and on absmax of other kinds."""
     drawn = some_rows(trained(setting.model), setting.seed, _SHARE)
-    found = {}
+    found: dict[str, float] = {}
     for group in GROUPS:
         one = gains(drawn, group)
         found |= {f"gain, {_said(group)}": one["gain"], f"codes alone, {_said(group)}": one["gain of codes alone"]}

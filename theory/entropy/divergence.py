@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,6 @@ def rounded(model: str, bits: int, group: int = 128) -> "Mapping[str, torch.Tens
     from suite.quantize import quantize_matrix
     from theory.entropy.weights import trained
 
-    how = {"convention": "half-integer"} if bits == 1 else {}
+    how: dict[str, Any] = {"convention": "half-integer"} if bits == 1 else {}
     return {name: quantize_matrix(torch.from_numpy(W), method="rtn", bits=bits, group=group, **how).dequantize()
             for name, W in trained(model).items()}  # fmt: skip

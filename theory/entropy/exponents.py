@@ -34,7 +34,7 @@ def entropy_bound(alpha: float) -> float:
     >>> round(entropy_bound(2.0), 4)
     2.6667
     """
-    return alpha / (1 - 2.0**-alpha)
+    return float(alpha / (1 - 2.0**-alpha))
 
 
 def gaussian_exponents(phase: float = 0.0) -> float:
@@ -77,7 +77,7 @@ def stored_entropies(setting: Setting, seed: int) -> dict[str, float]:
         fitted = [(target.grid.fit(W), W) for W in matrices]
         codes = [grid.streams(grid.nearest(W))[0].numpy().astype(np.uint8) for grid, W in fitted]
         streams[name] = exponent, 7 - exponent, np.concatenate(codes)
-    found = {}
+    found: dict[str, float] = {}
     for name, (exponent, mantissa, words) in streams.items():
         bits = float_parts(words, exponent, mantissa)["exponent"] / words.size
         unsigned = torch.from_numpy(words.view(f"u{words.itemsize}").astype(np.int64))
@@ -88,7 +88,7 @@ def stored_entropies(setting: Setting, seed: int) -> dict[str, float]:
 
 def concentration(setting: Setting) -> Mapping[str, float]:
     """N4: entropies of stored exponents, how far the limits said are off, the tests of stability, and the bound."""
-    stored, tails = stored_entropies(setting, setting.seed), tails_of_model(setting)
+    stored, tails = stored_entropies(setting, setting.seed), dict(tails_of_model(setting))
     rng = np.random.default_rng(setting.seed)
     bound = {f"bound less entropy, alpha {alpha:g}":
              entropy_bound(alpha) - exponent_entropy(draw(alpha, rng, (_SAMPLES,)))

@@ -57,9 +57,9 @@ def share_left(values: np.ndarray, coder: str, planes: bool = False) -> float:
     from suite.coding import Gzip, Lzma, Zstd
     from suite.entropy import byte_planes
 
-    code = {"gzip": Gzip(), "zstd": Zstd(level=9), "lzma": Lzma()}[coder]
+    known: dict[str, Gzip | Zstd | Lzma] = {"gzip": Gzip(), "zstd": Zstd(level=9), "lzma": Lzma()}
     parts = byte_planes(values) if planes else [values.view(np.uint8)]
-    return sum(len(code.encode(part)) for part in parts) / values.nbytes
+    return sum(len(known[coder].encode(part)) for part in parts) / values.nbytes
 
 
 def entropy_at(W: np.ndarray, step: float) -> float:
