@@ -36,7 +36,7 @@ CLAIMS = (
           scope=_OWN.format("N3"), sentence="Entropy-coding 4-bit codes makes them smaller by a further 1.3 times.",
           rule=tuple(above(f"gain, {group}", 1.3) for group in
                      ("groups of 32", "groups of 64", "groups of 128", "one scale a row", "one scale a tensor"))),
-    Claim(id="N4", group=GROUP, kind="mechanism", measure=exponents.concentration, on_model=True, seeds=8,
+    Claim(id="N4", group=GROUP, kind="mechanism", measure=exponents.concentration, on_model=True, seeds=12,
           takes="cases", scope=_OWN.format("N4"),
           sentence="Exponents of trained weights concentrate; the lossless limit is near 4.67 bits for FP8 and about "
                    "11 bits for BF16; the cause is alpha-stable weights.",
@@ -45,7 +45,7 @@ CLAIMS = (
                 below("tail index", 2.0), below("alpha of sums of 16 less of one", 0.05),
                 above("nats, stable over the best rival", 0.0),
                 *(above(f"bound less entropy, alpha {alpha}", 0.0) for alpha in (1.2, 1.5, 1.8)))),
-    Claim(id="N5", group=GROUP, kind="mechanism", measure=coded_against_grouped.worst, on_model=True, seeds=6,
+    Claim(id="N5", group=GROUP, kind="mechanism", measure=coded_against_grouped.worst, on_model=True, seeds=4,
           takes="cases",
           scope="by squared errors of weights and of one layer's outputs; divergences of whole models are in the "
                 "benchmark's own tables",
@@ -63,8 +63,8 @@ CLAIMS = (
           tier="nightly", scope=_TEXT,
           sentence="The Entropy Law: at equal tokens, training data that compress less give lower loss.",
           rule=tuple(below(f"ZIP less random rows, {kind} text", 0.0) for kind in zip_selection.CORPORA)),
-    Claim(id="N8", group=GROUP, kind="theorem", measure=description_length.two_parts, on_model=True, seeds=6,
-          scope=_OWN.format("N8"),
+    Claim(id="N8", group=GROUP, kind="theorem", measure=description_length.two_parts, on_model=True, seeds=12,
+          tier="full",          scope=_OWN.format("N8"),
           sentence="Two-part description length has its minimum at an interior bit width, which rises one bit for "
                    "fourfold text where KL = c / 4^b.",
           rule=(*(above(f"bits beyond the best, {end}, {n} tokens a weight", 0.0)

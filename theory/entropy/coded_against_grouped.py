@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from suite.quantized import Quantized
 
 BITS = (2, 3, 4)
-_SHAPE = (128, 512)
+_SHAPE = (64, 512)
 
 
 def rivals() -> dict[str, dict[str, Any]]:
@@ -32,7 +32,6 @@ def rivals() -> dict[str, dict[str, Any]]:
     from suite.grids import ShrinkSearch
 
     return {
-        "RTN, groups of 32": {"method": "rtn", "group": 32},
         "RTN, groups of 128": {"method": "rtn", "group": 128},
         "RTN, ranges searched, groups of 32": {"method": "rtn", "group": 32, "clip": ShrinkSearch()},
         "RTN, ranges searched, groups of 128": {"method": "rtn", "group": 128, "clip": ShrinkSearch()},
@@ -47,13 +46,14 @@ def _pairs(
     """The matrix, and for each rival what it makes of it and what ECSQ does at the same rate."""
     import torch
 
+    from suite.methods.ecsq import build as ecsq
     from suite.quantize import quantize_matrix
 
-    W = torch.from_numpy(matrix(source, _SHAPE, model, seed)).float()
+    W = torch.from_numpy(matrix(source, _SHAPE, model, seed)[: _SHAPE[0]]).float()  # a layer's first rows
     found = {}
     for name, how in rivals().items():
         other = quantize_matrix(W, bits=bits, **how)
-        found[name] = other, quantize_matrix(W, method="ecsq", bits=other.n_bits / W.numel())
+        found[name] = other, quantize_matrix(W, recipe=ecsq(bits=other.n_bits / W.numel()))
     return W, found
 
 
