@@ -14,6 +14,8 @@ EARNED: dict[str, Verdict] = {
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "conditional",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
+    "N1": "refuted", "N2": "conditional", "N3": "conditional", "N4": "conditional", "N5": "confirmed",
+    "N6": "conditional",
 }  # fmt: skip
 _ORDER = ("O", "G", "E", "N")
 _KNOWN = sorted((*outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *entropy.CLAIMS),

@@ -85,7 +85,7 @@ def fitted(values: np.ndarray) -> dict[str, tuple[float, float]]:
     return found
 
 
-def tested(values: np.ndarray, seed: int) -> dict[str, float]:
+def stability(values: np.ndarray, seed: int) -> dict[str, float]:
     """The three tests on a sample: Hill's index, alpha before and after summing 16, and stable less the best rival."""
     x = np.random.default_rng(seed).permutation(np.asarray(values, dtype=float).ravel())
     fits = fitted(x)
@@ -99,7 +99,7 @@ def tested(values: np.ndarray, seed: int) -> dict[str, float]:
 def of_model(setting: Setting) -> Mapping[str, float]:
     """N4: medians of the three tests over matrices and rows that the seed draws, each over its own median size."""
     drawn = _drawn(setting, setting.seed)
-    found = [tested(W, setting.seed) for W in drawn.values()]
+    found = [stability(W, setting.seed) for W in drawn.values()]
     return {name: median(one[name] for one in found) for name in found[0]}
 
 
