@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import model_of, save
 
 from suite.models.checkpoint import REFERENCE
 from theory.entropy import codes, exponents, puzzle, weights
@@ -109,7 +110,14 @@ def test_exponents_of_known_laws():
 
 
 def test_quick_experiments_follow_their_seed_and_say_what_they_found():
-    for experiment in (*puzzle.EXPERIMENTS[1:2], codes.EXPERIMENT):
+    for experiment in puzzle.EXPERIMENTS[1:]:
         points = experiment.measure(Setting())
         assert points == experiment.measure(Setting())
         assert experiment.sentence(points).endswith(".")
+
+
+def test_only_weights_kept_in_fp32_are_looked_at_as_such(tmp_path):
+    place = save(model_of("llama").bfloat16(), tmp_path / "model")
+    assert all(W.dtype == np.float32 for W in weights.trained(str(place)).values())
+    with pytest.raises(ValueError, match="is kept as torch.bfloat16, expected torch.float32"):
+        weights.check_kept_in_fp32(str(place))

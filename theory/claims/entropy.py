@@ -75,28 +75,28 @@ CLAIMS = (
 
 WHY: dict[str, str] = {
     "N1": "gzip leaves 92.7% of trained FP32 weights, 92.6% of initial ones and 92.6% of Gaussian noise: it is the "
-          "format that it sees, not the training. Exponents have 2.6 bits of entropy of 8, so that no more than 83% is "
-          "needed, and 84.7% is left where each plane of bytes is coded for itself; in the high nineties a coder would "
-          "find next to nothing in the byte that holds them. Weights rounded to BF16 and widened again give 45%, for "
-          "half of their bytes are zeros.",
+          "format that it sees, not the training. Exponents have 2.6 bits of entropy of 8, so that no more than 83% "
+          "is needed, and 84.7% is left where each plane of bytes is coded for itself; in the high nineties a coder "
+          "would find next to nothing in the byte that holds them. Weights rounded to BF16 and widened again give "
+          "45%, for half of their bytes are zeros.",
     "N2": "At a fixed step training adds 1.54 bits per weight, and the growth of the spreads alone gives 1.55; at a "
-          "step that goes with the spread it takes .003 bits away. Initial weights are Gaussian, which has the largest "
-          "entropy of all laws of one variance, so that nothing a training does can raise it there. gzip leaves .09 "
-          "points more of trained than of initial weights, and .05 more than of noise: what looks random to gzip may "
-          "as well not be trained at all.",
-    "N3": "The gain grows with the group, because a larger group has a larger maximum and its codes crowd about zero: "
-          "1.09 with groups of 32, 1.13 of 64, 1.18 of 128, 1.23 with one scale a row, and 1.53 with one a matrix. For "
-          "groups of 32 and 128 the closed form for a Gaussian has 1.09 and 1.18 as well. Groups take off what an "
-          "entropy coder would, at the price of their scales.",
-    "N4": "Exponents concentrate, 2.58 bits of entropy in BF16 and 2.56 in E4M3, but a Gaussian's have 2.54: a smooth "
-          "density of one scale is all it takes. Sign and mantissa of E4M3 are nearly full, so that its words need "
-          "6.50 bits, not 4.67, which counts one bit of mantissa; BF16 needs 10.6. Weights are not alpha-stable: Hill's "
-          "index is 10, where it would be below 2, and the best stable law (alpha 1.99) is .0006 nats less likely than "
-          "the best rival; sums of 16 keep alpha only because it is that of a Gaussian, nearly, before. The published "
-          "bound falls as tails get heavier, while the entropy rises: samples of alpha 1.8, 1.5 and 1.2 are .13, .50 "
-          "and .89 bits above it.",
+          "step that goes with the spread it takes .003 bits away. Initial weights are Gaussian, which has the "
+          "largest entropy of all laws of one variance, so that nothing a training does can raise it there. gzip "
+          "leaves .09 points more of trained than of initial weights, and .05 more than of noise: what looks random "
+          "to gzip may as well not be trained at all.",
+    "N3": "The gain grows with the group, because a larger group has a larger maximum and its codes crowd about "
+          "zero: 1.09 with groups of 32, 1.13 of 64, 1.18 of 128, 1.23 with one scale a row, and 1.53 with one a "
+          "matrix. For groups of 32 and 128 the closed form for a Gaussian has 1.09 and 1.18 as well. Groups take "
+          "off what an entropy coder would, at the price of their scales.",
+    "N4": "Exponents concentrate, 2.58 bits of entropy in BF16 and 2.56 in E4M3, but a Gaussian's have 2.54: a "
+          "smooth density of one scale is all it takes. Sign and mantissa of E4M3 are nearly full, so that its words "
+          "need 6.50 bits, not 4.67, which counts one bit of mantissa; BF16 needs 10.6. Weights are not alpha- "
+          "stable: Hill's index is 10, where it would be below 2, and the best stable law (alpha 1.99) is .0006 nats "
+          "less likely than the best rival; sums of 16 keep alpha only because it is that of a Gaussian, nearly, "
+          "before. The published bound falls as tails get heavier, while the entropy rises: samples of alpha 1.8, "
+          "1.5 and 1.2 are .13, .50 and .89 bits above it.",
     "N6": "The divergence rises by a factor of 4 for each random bit and has no threshold. As much as 8-bit codes "
-          "make, 4.7e-5 nats, is reached at 17.4 random bits of 32, more than half; a hundredth of it, which is lost in "
-          "the noise of any evaluation, at 14.1, 44% of a weight and 61% of its mantissa. So most of the mantissa is "
-          "noise, and most of the word only where 8-bit codes pass for lossless.",
+          "make, 4.7e-5 nats, is reached at 17.4 random bits of 32, more than half; a hundredth of it, which is lost "
+          "in the noise of any evaluation, at 14.1, 44% of a weight and 61% of its mantissa. So most of the mantissa "
+          "is noise, and most of the word only where 8-bit codes pass for lossless.",
 }  # fmt: skip

@@ -25,8 +25,8 @@ class Base:
         """Mean KL(unchanged || changed) of a token in nats; `weights` (out, in) by the layer's full name."""
         from suite.evaluation import Ended, compare
 
-        changed = self.checkpoint.holding({f"{name}.weight": W for name, W in weights.items()})
-        found = compare(Ended(changed, _through(changed, self.tokens)), self.ended, self.tokens.tensor())
+        changed = Ended(self.checkpoint, _through(self.checkpoint, self.tokens, weights))
+        found = compare(changed, self.ended, self.tokens.tensor())
         assert found.paired is not None
         return float(found.paired.kl.mean())
 
@@ -40,13 +40,20 @@ def base_of(model: str, tokens: int, seed: int) -> Base:
 
     checkpoint = load_model(model)
     drawn = load_tokens(None, "validation", checkpoint, min(256, checkpoint.context)).draw(tokens, seed)
-    return Base(checkpoint, drawn, Ended(checkpoint, _through(checkpoint, drawn)))
+    return Base(checkpoint, drawn, Ended(checkpoint, _through(checkpoint, drawn, {})))
 
 
-def _through(checkpoint: "Checkpoint", tokens: "Tokens") -> "torch.Tensor":
+def _through(checkpoint: "Checkpoint", tokens: "Tokens", weights: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    from suite.models.architecture import linear
+
     hidden = checkpoint.embed(tokens.tensor())
     for i in range(checkpoint.n_blocks):
-        hidden = checkpoint.run(i, checkpoint.block(i), hidden)
+        block = checkpoint.block(i)
+        for layer in checkpoint.architecture.layers:
+            name = checkpoint.architecture.full_name(i, layer)
+            if name in weights:
+                linear(block, layer).weight.copy_(weights[name])
+        hidden = checkpoint.run(i, block, hidden)
     return hidden
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from theory.entropy.divergence import base_of, rounded
-from theory.entropy.weights import trained
+from theory.entropy.weights import check_kept_in_fp32, trained
 from theory.experiment import Experiment, Point, Setting
 from theory.replication import INTERVAL, replicated, seeds_of
 
@@ -74,6 +74,7 @@ def bits_at(found: Mapping[int, float], nats: float) -> float:
 
 def free_bits(setting: Setting) -> Mapping[str, float]:
     """N6: how many bits can be random until the divergence is a hundredth of that of 8-bit codes, and as large."""
+    check_kept_in_fp32(setting.model)
     found, eight = divergences(setting, setting.seed)
     return {f"bits at {_said(share)}": bits_at(found, share * eight) for share in _MARGINS} | {
         "nats, 8-bit codes": eight} | {f"nats, {k} bits": nats for k, nats in found.items()}  # fmt: skip

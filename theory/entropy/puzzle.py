@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from theory.entropy.weights import MATERIALS, Matrices, material, some_rows, spread
+from theory.entropy.weights import MATERIALS, Matrices, check_kept_in_fp32, material, some_rows, spread
 from theory.experiment import Experiment, Point, Setting
 from theory.replication import INTERVAL, replicated, seeds_of
 
@@ -99,6 +99,7 @@ def _drawn(kind: str, model: str, seed: int, share: float = _SHARE) -> Matrices:
 
 def shares(setting: Setting) -> Mapping[str, float]:
     """N1: what coders leave of trained weights in FP32, and of what they are held against, in shares of the size."""
+    check_kept_in_fp32(setting.model)
     found = {}
     for kind in MATERIALS:
         matrices = _drawn(kind, setting.model, setting.seed, _FEW)

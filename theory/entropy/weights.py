@@ -14,24 +14,32 @@ MATERIALS = ("noise", "initial", "trained")
 
 @lru_cache(maxsize=2)
 def trained(model: str) -> Matrices:
-    """All linear layers of a model's blocks; `ValueError` unless they are kept in FP32.
+    """All linear layers of a model's blocks, outliers of its dial among them, widened where they are kept in less."""
+    from suite.models.architecture import linear
+    from suite.models.checkpoint import load_model
 
-    Weights that were rounded to 16 bits and widened again have 16 bits of zeros, which any coder finds.
+    checkpoint, found = load_model(model), {}
+    for i in range(checkpoint.n_blocks):
+        block = checkpoint.block(i)
+        for layer in checkpoint.architecture.layers:
+            found[checkpoint.architecture.full_name(i, layer)] = linear(block, layer).weight.detach().numpy()
+    return found
+
+
+def check_kept_in_fp32(model: str) -> None:
+    """Raise `ValueError` where a weight of the blocks is kept in another type.
+
+    What was rounded to 16 bits and widened again has 16 bits of zeros, which any coder finds.
     """
     import torch
 
     from suite.models.checkpoint import load_model
 
     checkpoint = load_model(model)
-    found = {}
-    for i in range(checkpoint.n_blocks):
-        for layer in checkpoint.architecture.layers:
-            name = checkpoint.architecture.full_name(i, layer)
-            W = checkpoint.tensor(f"{name}.weight")
-            if W.dtype != torch.float32:
-                raise ValueError(f"{model}: {name} is kept as {W.dtype}, expected torch.float32")
-            found[name] = W.numpy()
-    return found
+    for name in trained(model):
+        kept = checkpoint.tensor(f"{name}.weight").dtype
+        if kept != torch.float32:
+            raise ValueError(f"{model}: {name} is kept as {kept}, expected torch.float32")
 
 
 @lru_cache(maxsize=2)
