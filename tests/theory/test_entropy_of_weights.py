@@ -119,5 +119,5 @@ def test_quick_experiments_follow_their_seed_and_say_what_they_found():
 def test_only_weights_kept_in_fp32_are_looked_at_as_such(tmp_path):
     place = save(model_of("llama").bfloat16(), tmp_path / "model")
     assert all(W.dtype == np.float32 for W in weights.trained(str(place)).values())
-    with pytest.raises(ValueError, match="is kept as torch.bfloat16, expected torch.float32"):
+    with pytest.raises(ValueError, match=r"is kept as torch\.bfloat16, expected torch\.float32"):
         weights.check_kept_in_fp32(str(place))
