@@ -64,7 +64,7 @@ CLAIMS = (
           tier="nightly", scope=_TEXT,
           sentence="The Entropy Law: at equal tokens, training data that compress less give lower loss.",
           rule=tuple(below(f"ZIP less random rows, {kind} text", 0.0) for kind in zip_selection.CORPORA)),
-    Claim(id="N8", group=GROUP, kind="theorem", measure=description_length.two_parts, on_model=True, seeds=24,
+    Claim(id="N8", group=GROUP, kind="theorem", measure=description_length.two_parts, on_model=True, seeds=48,
           tier="full",          scope=_OWN.format("N8"),
           sentence="Two-part description length has its minimum at an interior bit width, which rises one bit for "
                    "fourfold text where KL = c / 4^b.",

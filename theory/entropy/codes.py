@@ -41,7 +41,7 @@ def code_masses(group: int, bits: int = 4) -> np.ndarray:
     if group < 2 or bits < 2:
         raise ValueError(f"groups of {group} at {bits} bits: expected 2 values and 2 bits at least")
     most = 2 ** (bits - 1) - 1
-    places = np.linspace(-1e-3, 12, 20001)[1:]
+    places = np.linspace(0, 12, 20001)[1:]
     log_below = group * np.log1p(-2 * ndtr(-places))  # of P(M <= m)
     low, high = (float(np.interp(level, log_below, places)) for level in (np.log(1e-14), np.log1p(-1e-13)))
     z, w = np.polynomial.legendre.leggauss(_NODES)
