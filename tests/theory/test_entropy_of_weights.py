@@ -84,8 +84,10 @@ def test_code_masses_are_those_of_samples(group):
 
 
 def test_code_entropies_are_those_known_of_gaussians():
-    known = {32: 3.624, 128: 3.384, 4096: 2.955}  # sampled, in three decimals
-    assert {g: round(codes.gaussian_entropy(g), 3) for g in known} == pytest.approx(known, abs=0.003)
+    # sampled elsewhere; the largest of 4,096 spreads by 6%, .09 bits of a group's entropy, of some hundreds of groups
+    known = {32: (3.624, 0.001), 128: (3.384, 0.001), 4096: (2.955, 0.01)}
+    for group, (bits, spread) in known.items():
+        assert codes.gaussian_entropy(group) == pytest.approx(bits, abs=spread)
     assert codes.gaussian_gain(128) < 4 / codes.gaussian_entropy(128)
     with pytest.raises(ValueError, match="groups of 1 at 4 bits"):
         codes.code_masses(1)

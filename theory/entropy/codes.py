@@ -36,7 +36,7 @@ def code_masses(group: int, bits: int = 4) -> np.ndarray:
 
     >>> P = code_masses(128)
     >>> round(float(P.sum()), 9), round(float(-P @ np.log2(P)), 3)
-    (1.0, 3.384)
+    (1.0, 3.385)
     """
     if group < 2 or bits < 2:
         raise ValueError(f"groups of {group} at {bits} bits: expected 2 values and 2 bits at least")
