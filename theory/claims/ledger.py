@@ -15,7 +15,7 @@ EARNED: dict[str, Verdict] = {
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "conditional",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
     "N1": "refuted", "N2": "conditional", "N3": "conditional", "N4": "conditional", "N5": "confirmed",
-    "N6": "conditional", "N7": "undecided",
+    "N6": "conditional", "N7": "undecided", "N8": "confirmed",
 }  # fmt: skip
 _ORDER = ("O", "G", "E", "N")
 _KNOWN = sorted((*outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *entropy.CLAIMS),
