@@ -13,6 +13,16 @@ from theory.bounds import (
     zhang_2025_qronos,
     zhang_2025_supnorm,
 )
+from theory.entropy import (
+    coded_against_grouped,
+    codes,
+    description_length,
+    exponents,
+    mantissa_noise,
+    puzzle,
+    tails,
+    zip_selection,
+)
 from theory.expansion import equal_bits, franco_2025_null_space
 from theory.experiment import Experiment
 from theory.grids import block_sizes, distance, element_formats, one_outlier
@@ -39,4 +49,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     one_outlier.EXPERIMENT,
     blau_2019_perception.EXPERIMENT,
     *huang_2024_billm.EXPERIMENTS,
+    *puzzle.EXPERIMENTS,
+    codes.EXPERIMENT,
+    *tails.EXPERIMENTS,
+    exponents.EXPERIMENT,
+    coded_against_grouped.EXPERIMENT,
+    mantissa_noise.EXPERIMENT,
+    zip_selection.EXPERIMENT,
+    *description_length.EXPERIMENTS,
 )

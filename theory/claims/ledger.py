@@ -6,7 +6,7 @@ Verdicts are those of the shipped model, from seed 0 on, in the quick tier.
 from dataclasses import replace
 
 from suite.findings import Verdict
-from theory.claims import bits, bounds, grids, learning, outliers, quality
+from theory.claims import bits, bounds, entropy, grids, learning, outliers, quality
 from theory.claims.frame import Claim
 from theory.claims.why import WHY
 
@@ -17,9 +17,11 @@ EARNED: dict[str, Verdict] = {
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "confirmed",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
+    "N1": "refuted", "N2": "conditional", "N3": "conditional", "N4": "conditional", "N5": "confirmed",
+    "N6": "conditional", "N7": "undecided", "N8": "confirmed",
 }  # fmt: skip
 _ORDER = "BQOGENLM"
-_KNOWN = sorted((*bits.CLAIMS, *quality.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *learning.CLAIMS),
+_KNOWN = sorted((*bits.CLAIMS, *quality.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *entropy.CLAIMS, *learning.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(
     replace(claim, earned=EARNED.get(claim.id), why=WHY.get(claim.id, "")) for claim in _KNOWN
