@@ -21,7 +21,8 @@ EARNED: dict[str, Verdict] = {
     "N6": "conditional", "N7": "undecided", "N8": "confirmed",
 }  # fmt: skip
 _ORDER = "BQOGENLM"
-_KNOWN = sorted((*bits.CLAIMS, *quality.CLAIMS, *outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *entropy.CLAIMS, *learning.CLAIMS),
+_GROUPS = (bits, quality, outliers, grids, bounds, entropy, learning)
+_KNOWN = sorted((claim for group in _GROUPS for claim in group.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(
     replace(claim, earned=EARNED.get(claim.id), why=WHY.get(claim.id, "")) for claim in _KNOWN
