@@ -84,8 +84,8 @@ def test_code_masses_are_those_of_samples(group):
 
 
 def test_code_entropies_are_those_known_of_gaussians():
-    # sampled elsewhere; the largest of 4,096 spreads by 6%, .09 bits of a group's entropy, of some hundreds of groups
-    known = {32: (3.624, 0.001), 128: (3.384, 0.001), 4096: (2.955, 0.01)}
+    # sampled elsewhere, and a million values are off by .0006 bits; groups of 4,096 differ by .09 from each other
+    known = {32: (3.624, 0.002), 128: (3.384, 0.002), 4096: (2.955, 0.01)}
     for group, (bits, spread) in known.items():
         assert codes.gaussian_entropy(group) == pytest.approx(bits, abs=spread)
     assert codes.gaussian_gain(128) < 4 / codes.gaussian_entropy(128)

@@ -41,7 +41,7 @@ def gaussian_exponents(phase: float = 0.0) -> float:
     """H(floor log2 |X|) in bits of a Gaussian of spread 2^phase, exact: 2.542 to 2.546 by the phase.
 
     >>> round(gaussian_exponents(), 3)
-    2.544
+    2.545
     """
     ends = 2.0 ** np.arange(-60.0, 8.0) / 2.0**phase
     p = 2 * np.diff(ndtr(-ends[::-1]))[::-1]

@@ -46,7 +46,7 @@ def log_density(x: ArrayLike, alpha: float) -> np.ndarray:
         raise ValueError(f"alpha {alpha}: expected {_LEAST:g} to 2")
     size = np.abs(np.asarray(x, dtype=float))
     if alpha == 2:
-        return -(size**2) / 4 - np.log(4 * np.pi) / 2
+        return np.asarray(-(size**2) / 4 - np.log(4 * np.pi) / 2)
     t, weights, places, cosines = _nodes()
     near = np.maximum(cosines @ (weights * np.exp(-(t**alpha))) / np.pi, np.exp(_log_tail(places + 1e-3, alpha) - 40))
     inside = np.interp(size, places, np.log(near))
@@ -59,7 +59,7 @@ def _log_tail(size: np.ndarray, alpha: float) -> np.ndarray:
     terms = -((-1.0) ** k) * np.sin(k * np.pi * alpha / 2) * np.exp(log_terms)
     used = np.minimum.accumulate(np.vstack([np.ones_like(log_terms[:1], bool), np.diff(log_terms, axis=0) < 0]), axis=0)
     total = (terms * used).sum(0) / np.pi
-    return np.log(np.maximum(total, np.abs(terms[0]) / np.pi * 1e-3))
+    return np.asarray(np.log(np.maximum(total, np.abs(terms[0]) / np.pi * 1e-3)))
 
 
 def draw(alpha: float, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -96,4 +96,4 @@ def by_characteristic_function(values: ArrayLike) -> float:
 def summed(values: ArrayLike, m: int) -> np.ndarray:
     """Sums of `m` values after another, (n // m,), those left over dropped."""
     x = np.asarray(values, dtype=float).ravel()
-    return x[: len(x) // m * m].reshape(-1, m).sum(1)
+    return np.asarray(x[: len(x) // m * m].reshape(-1, m).sum(1))

@@ -45,12 +45,12 @@ def _log_of(family: str, x: np.ndarray, shape: float) -> np.ndarray:
     if family == "stable":
         return log_density(x, shape)
     if family == "Gaussian":
-        return -(x**2) / 2 - np.log(2 * np.pi) / 2
+        return np.asarray(-(x**2) / 2 - np.log(2 * np.pi) / 2)
     if family == "Student":
         gammas = float(gammaln((shape + 1) / 2) - gammaln(shape / 2))
-        return gammas - np.log(shape * np.pi) / 2 - (shape + 1) / 2 * np.log1p(x**2 / shape)
+        return np.asarray(gammas - np.log(shape * np.pi) / 2 - (shape + 1) / 2 * np.log1p(x**2 / shape))
     beta = 1.0 if family == "Laplace" else shape
-    return -(x**beta) + np.log(beta / 2) - gammaln(1 / beta)
+    return np.asarray(-(x**beta) + np.log(beta / 2) - gammaln(1 / beta))
 
 
 _SHAPES = {"stable": (1.8, 1.0, 2.0), "Student": (5.0, 0.5, 1e3), "generalized Gaussian": (1.5, 0.2, 10.0)}

@@ -56,7 +56,7 @@ def initial(model: str, seed: int) -> Matrices:
     checkpoint = load_model(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+        fresh = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     return {name: fresh.get_submodule(name).weight.detach().numpy() for name in trained(model)}
 
 
