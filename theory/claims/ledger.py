@@ -6,7 +6,7 @@ Verdicts are those of the shipped model, from seed 0 on, in the quick tier.
 from dataclasses import replace
 
 from suite.findings import Verdict
-from theory.claims import bounds, grids, outliers
+from theory.claims import bounds, grids, limits, outliers
 from theory.claims.frame import Claim
 
 EARNED: dict[str, Verdict] = {
@@ -15,7 +15,7 @@ EARNED: dict[str, Verdict] = {
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "conditional",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
 }  # fmt: skip
-_ORDER = ("O", "G", "E")
-_KNOWN = sorted((*outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS),
+_ORDER = ("O", "G", "E", "M")
+_KNOWN = sorted((*outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *limits.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(replace(claim, earned=EARNED.get(claim.id)) for claim in _KNOWN)

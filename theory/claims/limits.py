@@ -1,0 +1,93 @@
+"""Claims about limits of models, M1 to M7: attention, positions, memory, geometry, flipped bits and caches."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from theory.claims.frame import Claim, above, below
+from theory.experiment import Setting
+
+GROUP = "Limits of models"
+_AT = 4096  # keys, where the closed form is to hold within 1%
+
+
+def crowding(setting: Setting) -> Mapping[str, float]:
+    """M1: slopes against ln n of what a margin gives and of what is needed, and the closed form's error."""
+    from theory.limits import crowding as m
+
+    ln_n = np.log(np.array(m.LENGTHS) - 1)
+    needed = [m.needed(0.5, n, 1.0, setting.seed) for n in m.LENGTHS]
+    odds = [needed[0] - one for one in needed]  # of a target whose margin is that of the shortest
+    lost, half = m.lost_to_rounding(4, _AT, setting.seed)
+    return {"slope of the log-odds against ln n, margin fixed": float(np.polyfit(ln_n, odds, 1)[0]),
+            "margin over its closed form at 4,096": m.needed(0.5, _AT, 1.0, setting.seed) / m.margin(0.5, _AT, 1.0),
+            "margin lost to 4-bit keys over half the noise": lost / half,
+            "margin lost to 4-bit keys, nats": lost,
+            "attention left at 16,384 of a half at 64": 1 / (1 + np.exp(-odds[-1]))}  # fmt: skip
+
+
+def positions(setting: Setting) -> Mapping[str, float]:
+    """M2: mean cosines of evenly and geometrically spaced frequencies over two laws, and how distances are told apart.
+
+    Largest over distances: 2 to 32 for even spacing, below its period; 8 to 1,024, or 4,096, for RoPE.
+    """
+    from theory.limits import su_2021_rope as m
+
+    near, octaves = 2.0 ** np.arange(1, 6), m.OCTAVES
+    rope = m.content_kernel(octaves, "geometric", setting.seed)
+    inner = octaves <= 1024
+    fall = (rope[octaves == 16] - rope[octaves == 1024]).item() / 6
+    return {"evenly spaced over 2 / D, largest":
+            float(np.max(np.abs(m.content_kernel(near, "even", setting.seed)) * near / 2)),
+            "RoPE over 2 / D, largest": float(np.max(np.abs(rope) * octaves / 2, where=inner, initial=0)),
+            "RoPE off the logarithmic law, largest": float(np.abs(rope - m.logarithmic_law(octaves)).max()),
+            "RoPE's fall a doubling over ln 2 / ln b": fall * np.log(m.BASE) / np.log(2),
+            "exponent of telling D from D + 8":
+            m.slope(octaves[inner], m.told_apart(octaves[inner], setting.seed))}  # fmt: skip
+
+
+def capacity(setting: Setting) -> Mapping[str, float]:
+    """M4: each memory's bits a fact over the KL bound, the least over its sizes, and the Bloom filter's false recalls.
+
+    "falsely recalled at 8 bits" is the Bloom filter's share over 2^-8, the least that is possible.
+    """
+    from theory.limits import guo_2026_membership as m
+
+    found = {name: [memory(setting.seed) for memory in sizes] for name, sizes in m.memories().items()}
+    least = {f"bits over the bound, {name}": min(one.looseness for one in sizes) for name, sizes in found.items()}
+    filters = [one for one in found["Bloom filter"] if one.bits >= 8]
+    return least | {
+        "Bloom filter over the bound times ln 2": float(np.mean([one.looseness for one in filters]) * np.log(2)),
+        "falsely recalled at 8 bits over 2^-8": m.bloom(8.0, setting.seed).false * 2**8,
+    }
+
+
+CLAIMS = (
+    Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=6,
+          sentence="Softmax crowding: attention on a target decays with length unless its margin grows like ln N.",
+          rule=(above("slope of the log-odds against ln n, margin fixed", -1.02),
+                below("slope of the log-odds against ln n, margin fixed", -0.98),
+                above("margin over its closed form at 4,096", 0.99),
+                below("margin over its closed form at 4,096", 1.01),
+                above("margin lost to 4-bit keys over half the noise", 0.8),
+                below("margin lost to 4-bit keys over half the noise", 1.25)),
+          scope="for independent Gaussian logits of variance below 2 ln N; above it the largest distractor decides"),
+    Claim(id="M2", group=GROUP, kind="theorem", measure=positions, seeds=6, takes="cases",
+          sentence="Positional encodings lose distinctness with distance: as 2 / (Omega D) for evenly spaced "
+                   "frequencies, and for RoPE's; or by a logarithmic law.",
+          rule=(below("evenly spaced over 2 / D, largest", 1.0), below("RoPE over 2 / D, largest", 1.0),
+                below("RoPE off the logarithmic law, largest", 0.03),
+                above("exponent of telling D from D + 8", -1.2), below("exponent of telling D from D + 8", -0.8)),
+          scope="the mean over content of equal energy in every pair of channels, base 10,000, 64 pairs"),
+    Claim(id="M4", group=GROUP, kind="theorem", measure=capacity, seeds=6,
+          sentence="Finite capacity forces false recall: no memory spends fewer bits on a fact than "
+                   "KL(Bern(1 - fn) || Bern(fp)).",
+          rule=(*(above(f"bits over the bound, {name}", 1.0) for name in
+                  ("Bloom filter", "coded signatures", *(f"linear, {bits} bits" for bits in (2, 3, 4, 8)))),
+                above("Bloom filter over the bound times ln 2", 0.97),
+                below("Bloom filter over the bound times ln 2", 1.03),
+                above("falsely recalled at 8 bits over 2^-8", 1.0)),
+          scope="memories with ideal hash functions; of a trained model's facts only the bound is said"),
+)  # fmt: skip
+
+WHY: dict[str, str] = {}
