@@ -11,6 +11,7 @@ from theory.limits.su_2021_rope import (
     frequencies,
     kernel,
     logarithmic_law,
+    scatter,
     slope,
     told_apart,
 )
@@ -18,7 +19,8 @@ from theory.limits.su_2021_rope import (
 
 def test_published_values():
     D = [1, 4, 16, 64, 256, 1024, 4096]
-    assert kernel(D, frequencies("geometric")) == pytest.approx([0.970, 0.759, 0.620, 0.477, 0.321, 0.204, 0.053], abs=1e-3)  # fmt: skip
+    told = [0.970, 0.759, 0.620, 0.477, 0.321, 0.204, -0.053]
+    assert kernel(D, frequencies("geometric")) == pytest.approx(told, abs=1e-3)
 
 
 @given(st.integers(1, 256), st.floats(1.5, 1e6), st.floats(0, 1e5))
@@ -36,6 +38,14 @@ def test_the_integral_is_the_limit_of_many_pairs(D, base):
     ends = (np.cos(D) - np.cos(D / base)) / (2 * pairs)
     found = kernel(D, frequencies("geometric", pairs, base))
     assert found == pytest.approx(logarithmic_law(D, base) + ends, abs=(D * np.log(base) / pairs) ** 2 / 12 + 1e-6)
+
+
+def test_what_aliases_scatters_about_the_law():
+    assert scatter([1.0, 16.0]).tolist() == [0, 0] and scatter(4096.0) == pytest.approx(np.sqrt(36 / 2) / 64, rel=0.02)
+    D = np.exp(np.random.default_rng(0).uniform(np.log(500), np.log(4000), 2000))
+    off = kernel(D, frequencies("geometric")) - logarithmic_law(D)
+    # all distances share 64 frequencies, and a gap of more than half a turn is no random phase quite yet
+    assert np.sqrt(np.mean(off**2) / np.mean(scatter(D) ** 2)) == pytest.approx(1, abs=0.15)
 
 
 def test_the_law_is_a_logarithm_between_the_ends():

@@ -41,6 +41,8 @@ def positions(setting: Setting) -> Mapping[str, float]:
             float(np.max(np.abs(m.content_kernel(near, "even", setting.seed)) * near / 2)),
             "RoPE over 2 / D, largest": float(np.max(np.abs(rope) * octaves / 2, where=inner, initial=0)),
             "RoPE off the logarithmic law, largest": float(np.abs(rope - m.logarithmic_law(octaves)).max()),
+            "RoPE off the logarithmic law over what aliasing scatters":
+            float(np.sqrt(np.mean((rope - m.logarithmic_law(octaves)) ** 2) / np.mean(m.scatter(octaves) ** 2))),
             "RoPE's fall a doubling over ln 2 / ln b": fall * np.log(m.BASE) / np.log(2),
             "exponent of telling D from D + 8":
             m.slope(octaves[inner], m.told_apart(octaves[inner], setting.seed))}  # fmt: skip
@@ -63,7 +65,7 @@ def capacity(setting: Setting) -> Mapping[str, float]:
 
 
 CLAIMS = (
-    Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=6,
+    Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=32,
           sentence="Softmax crowding: attention on a target decays with length unless its margin grows like ln N.",
           rule=(above("slope of the log-odds against ln n, margin fixed", -1.02),
                 below("slope of the log-odds against ln n, margin fixed", -0.98),

@@ -12,7 +12,9 @@ mean is the Dirichlet kernel, about sin(Omega D) / (Omega D). Geometric ones hav
 
 Ci the cosine integral. For 1 << D << b that is 1 - (gamma + ln D) / ln b: **each doubling of the distance costs ln 2 /
 ln b**, whatever the distance, and D is told from D + 1 by 1 / (D ln b), in the mean over a turn of the fastest pair.
-The sum is above the integral by (cos D - cos(D / b)) / (2 m) to first order (Euler, Maclaurin).
+The sum is above the integral by (cos D - cos(D / b)) / (2 m) to first order (Euler, Maclaurin), as long as neighbors'
+angles differ by less than half a turn: D w_k ln b / m < pi. The j pairs that are faster have angles as good as random,
+and scatter the kernel about the law by sqrt(j / 2) / m: aliasing, from D = pi m / ln b on, 22 for 64 pairs.
 """
 
 from collections.abc import Sequence
@@ -56,6 +58,13 @@ def logarithmic_law(distances: ArrayLike, base: float = BASE) -> np.ndarray:
     """(Ci(D) - Ci(D / b)) / ln b at distances above 0."""
     D = np.asarray(distances, dtype=float)
     return np.asarray((sici(D)[1] - sici(D / base)[1]) / np.log(base))
+
+
+def scatter(distances: ArrayLike, pairs: int = PAIRS, base: float = BASE) -> np.ndarray:
+    """The standard deviation that aliased pairs of random angles give the kernel about its law."""
+    D = np.asarray(distances, dtype=float)[..., None]
+    aliased = (D * frequencies("geometric", pairs, base) * np.log(base) / pairs > np.pi).sum(-1)
+    return np.asarray(np.sqrt(aliased / 2) / pairs)
 
 
 def content_kernel(distances: np.ndarray, spacing: Spacing, seed: int, base: float = BASE) -> np.ndarray:
