@@ -65,7 +65,7 @@ def capacity(setting: Setting) -> Mapping[str, float]:
 
 
 CLAIMS = (
-    Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=32,
+    Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=24,
           sentence="Softmax crowding: attention on a target decays with length unless its margin grows like ln N.",
           rule=(above("slope of the log-odds against ln n, margin fixed", -1.02),
                 below("slope of the log-odds against ln n, margin fixed", -0.98),

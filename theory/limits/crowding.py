@@ -25,6 +25,7 @@ from theory.replication import INTERVAL, replicated, seeds_of
 LENGTHS = (64, 256, 1024, 4096, 16384)
 HEAD = 64  # channels of a head
 _QUERIES = 8
+_SUMS = 32
 _DEVIATIONS = (1.0, 2.0, 5.0)  # of logits; the last is frozen at every length here
 BITS = (8, 4, 3, 2)
 
@@ -44,26 +45,28 @@ def margin(p: float, n: int, variance: float) -> float:
     return float(logit(p) + np.log(n - 1) + variance / 2)
 
 
-def heads(n: int, deviation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Queries (8, d) of length sqrt(d) times `deviation`, and keys (8, n - 1, d): logits q k / sqrt(d) of variance 1.
+def distractors(n: int, deviation: float, seed: int) -> np.ndarray:
+    """Logits (32, n - 1) of a target's distractors: independent Gaussians of this standard deviation."""
+    return deviation * np.random.default_rng((seed, n)).standard_normal((_SUMS, n - 1))
 
-    The deviation scales them: given the query they are independent Gaussians of variance `deviation`^2.
-    """
+
+def needed(p: float, n: int, deviation: float, seed: int) -> float:
+    """The mean over 32 draws of the margin that `p` really takes, by the sum over distractors."""
+    return float(logit(p) + logsumexp(distractors(n, deviation, seed), axis=1).mean())
+
+
+def heads(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries (8, d) of length sqrt(d), and Gaussian keys (8, n - 1, d), whose logits are `distractors` of 1."""
     rng = np.random.default_rng((seed, n))
     queries = rng.standard_normal((_QUERIES, HEAD))
-    queries *= deviation * np.sqrt(HEAD) / np.linalg.norm(queries, axis=1, keepdims=True)
+    queries *= np.sqrt(HEAD) / np.linalg.norm(queries, axis=1, keepdims=True)
     return queries, rng.standard_normal((_QUERIES, n - 1, HEAD))
 
 
 def logits(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Products q k / sqrt(d) of queries (h, d) and keys (h, n, d), (h, n)."""
-    products: np.ndarray = np.einsum("hd,hnd->hn", queries, keys)
-    return np.asarray(products / np.sqrt(queries.shape[1]))
-
-
-def needed(p: float, n: int, deviation: float, seed: int) -> float:
-    """The mean over queries of the margin that `p` really takes, by a sum over drawn keys."""
-    return float(logit(p) + logsumexp(logits(*heads(n, deviation, seed)), axis=1).mean())
+    products: np.ndarray = (keys @ queries[..., None])[..., 0] / np.sqrt(queries.shape[1])
+    return products
 
 
 def lost_to_rounding(bits: int, n: int, seed: int) -> tuple[float, float]:
@@ -76,7 +79,7 @@ def lost_to_rounding(bits: int, n: int, seed: int) -> tuple[float, float]:
 
     from suite.grids import Integer
 
-    queries, keys = heads(n, 1.0, seed)
+    queries, keys = heads(n, seed)
     flat = torch.from_numpy(keys.reshape(-1, HEAD))
     fitted = Integer(bits=bits, group="row").fit(flat)
     rounded = fitted.decode(fitted.nearest(flat)).double().numpy().reshape(keys.shape)
