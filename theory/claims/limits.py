@@ -64,6 +64,22 @@ def capacity(setting: Setting) -> Mapping[str, float]:
     }
 
 
+def caches(setting: Setting) -> Mapping[str, float]:
+    """M7: what caches of 2 bits cost, and base-2 logarithms of divergences by one axis over those by the other."""
+    from theory.limits.liu_2024_kivi import costs
+
+    found = costs(setting, 2)
+    kl = {name: divergence for name, (divergence, _) in found.items()}
+    gain = {f"keys by token over by channel, values by {v}, log2":
+            float(np.log2(kl[f"keys by token, values by {v}"] / kl[f"keys by channel, values by {v}"]))
+            for v in ("channel", "token")}  # fmt: skip
+    gain |= {f"values by channel over by token, keys by {k}, log2":
+             float(np.log2(kl[f"keys by {k}, values by channel"] / kl[f"keys by {k}, values by token"]))
+             for k in ("channel", "token")}  # fmt: skip
+    return gain | {f"rise of perplexity, {name}": found[name][1] for name in ("kivi", "kvquant")} | {
+        f"KL in nats, {name}": kl[name] for name in ("kivi", "kvquant")}  # fmt: skip
+
+
 CLAIMS = (
     Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=24,
           sentence="Softmax crowding: attention on a target decays with length unless its margin grows like ln N.",
@@ -90,6 +106,13 @@ CLAIMS = (
                 below("Bloom filter over the bound times ln 2", 1.03),
                 above("falsely recalled at 8 bits over 2^-8", 1.0)),
           scope="memories with ideal hash functions; of a trained model's facts only the bound is said"),
+    Claim(id="M7", group=GROUP, kind="scale-dependent", measure=caches, seeds=6, takes="cases", on_model=True,
+          sentence="2-bit KV caches (KIVI, KVQuant) cost little; keys want per-channel, values per-token grids.",
+          rule=(below("rise of perplexity, kivi", 0.02), below("rise of perplexity, kvquant", 0.02),
+                above("keys by token over by channel, values by token, log2", 0.0),
+                above("values by channel over by token, keys by channel, log2", 0.0)),
+          scope="on a model of 3.7 million parameters with rows of 256 tokens and no natural outlier channels; "
+                "`bitfrontier claims --run --only M7 MODEL` says it of another"),
 )  # fmt: skip
 
 WHY: dict[str, str] = {}
