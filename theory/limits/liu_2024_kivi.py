@@ -60,7 +60,9 @@ def costs(setting: Setting, bits: int) -> dict[str, tuple[float, float]]:
     Both are means over the predictions of the second half of each of 16 rows.
     """
     rows = max(2, round(_ROWS * setting.effort))
-    return {name: _cost(setting.model, cache, rows, setting.seed) for name, cache in caches(bits).items()}
+    known = caches(bits)
+    found = {cache: _cost(setting.model, cache, rows, setting.seed) for cache in dict.fromkeys(known.values())}
+    return {name: found[cache] for name, cache in known.items()}
 
 
 def _cost(model: str, cache: "CacheTarget", rows: int, seed: int) -> tuple[float, float]:
