@@ -16,7 +16,7 @@ from theory.bounds import (
 from theory.expansion import equal_bits, franco_2025_null_space
 from theory.experiment import Experiment
 from theory.grids import block_sizes, distance, element_formats, one_outlier
-from theory.limits import crowding, guo_2026_membership, liu_2024_kivi, su_2021_rope
+from theory.limits import crowding, flipped_models, guo_2026_membership, liu_2024_kivi, su_2021_rope
 from theory.spectra import experiments as spectra
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -44,4 +44,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     su_2021_rope.EXPERIMENT,
     guo_2026_membership.EXPERIMENT,
     liu_2024_kivi.EXPERIMENT,
+    *flipped_models.EXPERIMENTS,
 )

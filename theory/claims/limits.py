@@ -80,6 +80,29 @@ def caches(setting: Setting) -> Mapping[str, float]:
         f"KL in nats, {name}": kl[name] for name in ("kivi", "kvquant")}  # fmt: skip
 
 
+def flips(setting: Setting) -> Mapping[str, float]:
+    """M6: base-2 logarithms of what a flip of a stored bit at random does, integers over bfloat16; shares of harm."""
+    from theory.limits import flipped_models as m
+
+    drawn = {(str(form), rotated): m.flips(setting, form, rotated) for form, rotated in m.WAYS}
+    found = {way: m.harm(one) for way, one in drawn.items()}
+    base, told = found["bf16", False], dict[str, float]()
+    for form in ("int8", "int4"):
+        told |= {f"{form} over bf16, {what} KL of a flip, log2": float(np.log2(found[form, False][what] / base[what]))
+                 for what in ("mean", "median")}  # fmt: skip
+        parts = {
+            part: m.harm([one for one in drawn[form, False] if one.place.part == part]) for part in ("code", "scale")
+        }
+        told[f"{form}, scales over codes, mean KL of a flip, log2"] = float(
+            np.log2(parts["scale"]["mean"] / parts["code"]["mean"]))  # fmt: skip
+    for (form, rotated), one in found.items():
+        told[f"share of harm, {form}{', rotated' if rotated else ''}"] = one["share of harm"]
+    for form in ("bf16", "int4"):
+        told[f"rotated over plain, {form}, median KL of a flip, log2"] = float(
+            np.log2(found[form, True]["median"] / found[form, False]["median"]))  # fmt: skip
+    return told
+
+
 CLAIMS = (
     Claim(id="M1", group=GROUP, kind="theorem", measure=crowding, seeds=24,
           sentence="Softmax crowding: attention on a target decays with length unless its margin grows like ln N.",
@@ -106,6 +129,13 @@ CLAIMS = (
                 below("Bloom filter over the bound times ln 2", 1.03),
                 above("falsely recalled at 8 bits over 2^-8", 1.0)),
           scope="memories with ideal hash functions; of a trained model's facts only the bound is said"),
+    Claim(id="M6", group=GROUP, kind="scale-dependent", measure=flips, seeds=12, takes="cases", on_model=True,
+          tier="full",
+          sentence="Quantized models are more fragile to bit flips than full-precision ones.",
+          rule=tuple(above(f"{form} over bf16, {what} KL of a flip, log2", 0.0) for what in ("mean", "median")
+                     for form in ("int8", "int4")),
+          scope="for one flip of a stored bit at random in a model of 3.7 million parameters, whose weights are about "
+                "Gaussian; `bitfrontier claims --run --only M6 MODEL` says it of another"),
     Claim(id="M7", group=GROUP, kind="scale-dependent", measure=caches, seeds=24, takes="cases", on_model=True,
           tier="full",
           sentence="2-bit KV caches (KIVI, KVQuant) cost little; keys want per-channel, values per-token grids.",
