@@ -3,7 +3,7 @@ import pytest
 import tiny
 import torch
 
-from theory.experiment import Setting
+from theory.experiment import Point, Setting
 from theory.limits import flipped_models as m
 from theory.limits.bit_flips import FORMATS, Place, places
 
@@ -63,7 +63,8 @@ def test_the_highest_exponent_bit_is_the_worst_of_a_float(model):
 
 
 def test_sentences_follow_the_points(model):
-    for experiment in m.EXPERIMENTS:
-        points = experiment.measure(Setting(model=model, effort=0.25))
-        text = experiment.sentence(points)
-        assert all(form in text for form in FORMATS)
+    sizes, predictions = m.EXPERIMENTS
+    points = sizes.measure(Setting(model=model, effort=0.1))
+    assert all(form in sizes.sentence(points) for form in FORMATS)
+    few = [Point(series="bf16, floats", x=bit, y=y) for bit, y in ((0, -9.0), (14, 0.5))]
+    assert "1e-09 to 3 (bit 14) of bf16, floats" in predictions.sentence(few)

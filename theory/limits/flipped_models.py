@@ -102,8 +102,9 @@ def _drawn(
     from suite.models.architecture import linear
     from suite.transforms.maps import Hadamard
 
+    blocks = [checkpoint.block(i) for i in range(checkpoint.n_blocks)]
     names = [(i, layer) for i in range(checkpoint.n_blocks) for layer in checkpoint.architecture.layers]
-    sizes = np.array([linear(checkpoint.block(i), layer).weight.numel() for i, layer in names], dtype=float)
+    sizes = np.array([linear(blocks[i], layer).weight.numel() for i, layer in names], dtype=float)
     wanted: dict[int, list[Place]] = {}
     for place in places(form):
         for k in rng.choice(len(names), size=count, p=sizes / sizes.sum()):
