@@ -48,6 +48,15 @@ def positions(setting: Setting) -> Mapping[str, float]:
             m.slope(octaves[inner], m.told_apart(octaves[inner], setting.seed))}  # fmt: skip
 
 
+def middle(setting: Setting) -> Mapping[str, float]:
+    """M3: the U's depth by what training asked for, and the share of right answers in the mean over places."""
+    from theory.limits import liu_2023_middle as m
+
+    found = {asked: m.recall(m.Recall(asked=asked), setting.seed) for asked in m.ASKED}
+    depths = {f"depth of the U, trained on {asked}": m.depth(right) for asked, right in found.items()}
+    return depths | {f"right answers, trained on {asked}": float(right.mean()) for asked, right in found.items()}
+
+
 def capacity(setting: Setting) -> Mapping[str, float]:
     """M4: each memory's bits a fact over the KL bound, the least over its sizes, and the Bloom filter's false recalls.
 
@@ -78,6 +87,30 @@ def caches(setting: Setting) -> Mapping[str, float]:
              for k in ("channel", "token")}  # fmt: skip
     return gain | {f"rise of perplexity, {name}": found[name][1] for name in ("kivi", "kvquant")} | {
         f"KL in nats, {name}": kl[name] for name in ("kivi", "kvquant")}  # fmt: skip
+
+
+def geometry(setting: Setting) -> Mapping[str, float]:
+    """M5: TwoNN's dimension of hidden states over Gaussians', of rounded models over the model's, and in overfitting.
+
+    Of one training, "least" is where its validation loss is least; dimensions there are of held-out states.
+    """
+    from theory.limits import hidden_states as m
+
+    found = m.of_model(setting)
+    two = {name: np.array([layer["TwoNN"] for layer in layers]) for name, layers in found.items()}
+    told = {f"TwoNN over {name}'s, largest of layers": float((two["unquantized"] / two[name]).max())
+            for name in ("isotropic Gaussian", "Gaussian of the same covariance")}  # fmt: skip
+    told["TwoNN, largest of layers"] = float(two["unquantized"].max())
+    for bits in m.BITS:
+        wide = (found[name][-1]["MLE, 100 neighbors"] for name in (f"{bits} bits", "unquantized"))
+        told[f"TwoNN at {bits} bits over unquantized, last block"] = two[f"{bits} bits"][-1] / two["unquantized"][-1]
+        told[f"MLE of 100 at {bits} bits over unquantized, last block"] = next(wide) / next(wide)
+    table = m.overfitted(m.Overfitting(), setting.seed)
+    nats, held = table[:, m.COLUMNS.index("validation nats")], table[:, m.COLUMNS.index("TwoNN, held out")]
+    least = int(nats.argmin())
+    return told | {"overfitting: TwoNN at the least loss over the start": held[least] / held[0],
+                   "overfitting: TwoNN at the end over that at the least loss": held[-1] / held[least],
+                   "overfitting: nats at the end less the least": nats[-1] - nats[least]}  # fmt: skip
 
 
 def flips(setting: Setting) -> Mapping[str, float]:
@@ -120,6 +153,12 @@ CLAIMS = (
                 below("RoPE off the logarithmic law, largest", 0.03),
                 above("exponent of telling D from D + 8", -1.2), below("exponent of telling D from D + 8", -0.8)),
           scope="the mean over content of equal energy in every pair of channels, base 10,000, 64 pairs"),
+    Claim(id="M3", group=GROUP, kind="mechanism", measure=middle, seeds=6, takes="cases", tier="nightly",
+          sentence="Lost in the middle: recall against position is U-shaped, as the training distribution over "
+                   "positions is swept.",
+          rule=tuple(above(f"depth of the U, trained on {asked}", 0.05) for asked in ("uniform", "U", "ends")),
+          scope="associative recall of twelve pairs by LLaMAs of two blocks; a model trained on documents decides what "
+                "its own data make of places"),
     Claim(id="M4", group=GROUP, kind="theorem", measure=capacity, seeds=6,
           sentence="Finite capacity forces false recall: no memory spends fewer bits on a fact than "
                    "KL(Bern(1 - fn) || Bern(fp)).",
@@ -129,6 +168,17 @@ CLAIMS = (
                 below("Bloom filter over the bound times ln 2", 1.03),
                 above("falsely recalled at 8 bits over 2^-8", 1.0)),
           scope="memories with ideal hash functions; of a trained model's facts only the bound is said"),
+    Claim(id="M5", group=GROUP, kind="scale-dependent", measure=geometry, seeds=6, takes="cases", on_model=True,
+          tier="nightly",
+          sentence="Local intrinsic dimension of hidden states is below the ambient one, drops and then rises when a "
+                   "model overfits, and quantization raises it.",
+          rule=(below("TwoNN over isotropic Gaussian's, largest of layers", 0.5),
+                above("TwoNN at 3 bits over unquantized, last block", 1.0),
+                above("TwoNN at 2 bits over unquantized, last block", 1.0),
+                below("overfitting: TwoNN at the least loss over the start", 1.0),
+                above("overfitting: TwoNN at the end over that at the least loss", 1.0)),
+          scope="on models of 3.7 and of 0.2 million parameters, by TwoNN on 1,000 tokens; "
+                "`bitfrontier claims --run --only M5 MODEL` says the first three of another"),
     Claim(id="M6", group=GROUP, kind="scale-dependent", measure=flips, seeds=12, takes="cases", on_model=True,
           tier="full",
           sentence="Quantized models are more fragile to bit flips than full-precision ones.",
