@@ -2,9 +2,10 @@
 
 Ruppik, von Rohrscheidt, van Niekerk, Heck, Vukovic, Feng, Lin, Lubis, Rieck, Zibrowius, Gasic 2025, "Less is More:
 Local Intrinsic Dimensions of Contextual Language Models", arXiv:2506.01034, follow it through training. Here a state is
-what leaves a block at a token, of tokens drawn from rows of the evaluation text (not the first of a row, which is the
-same in all of them). The estimators and their bias are those of `theory.limits.intrinsic_dimension`: so each number has
-beside it that of a Gaussian of as many points, isotropic in all channels or of the states' own covariance.
+what leaves a block at a token, of tokens drawn from rows of the evaluation text: not the first of a row, which is the
+same in all of them, nor embeddings, which are the same wherever a token occurs. The estimators and their bias are those
+of `theory.limits.intrinsic_dimension`: so each number has beside it that of a Gaussian of as many points, isotropic in
+all channels or of the states' own covariance.
 
 Overfitting is a training of its own: a LLaMA of two blocks and 64 channels on 48 rows of 128 tokens, a hundred times
 over. Its losses and dimensions at a dozen updates are kept on disk.
@@ -31,9 +32,8 @@ COLUMNS = ("step", "training nats", "validation nats", "TwoNN, held out", "MLE, 
 
 
 def states(checkpoint: "Checkpoint", tokens: "torch.Tensor", chosen: np.ndarray) -> list[np.ndarray]:
-    """Hidden states (points, hidden) at `chosen` tokens of rows, without each row's first: embeddings, then blocks'."""
-    hidden = checkpoint.embed(tokens)
-    found = [hidden]
+    """Hidden states (points, hidden) at `chosen` tokens of rows, without each row's first, of each block."""
+    hidden, found = checkpoint.embed(tokens), []
     for i in range(checkpoint.n_blocks):
         hidden = checkpoint.run(i, checkpoint.block(i), hidden)
         found.append(hidden)
@@ -157,7 +157,7 @@ def _measure(setting: Setting) -> list[Point]:
     points = []
     for name, layers in found[0].items():
         for estimator in ("TwoNN", "MLE, 100 neighbors"):
-            points += [replicated(f"{name}, {estimator}", at, [one[name][at][estimator] for one in found])
+            points += [replicated(f"{name}, {estimator}", at + 1, [one[name][at][estimator] for one in found])
                        for at in range(len(layers))]  # fmt: skip
     return points
 
@@ -194,7 +194,7 @@ def _sentence_overfitting(points: Sequence[Point]) -> str:
 EXPERIMENTS = (
     Experiment(name="dimension-of-states", title="Intrinsic dimension of hidden states, layer by layer", on_model=True,
                source="Facco et al. 2017; Levina, Bickel 2004; Ruppik et al. 2025, arXiv:2506.01034",
-               x="block, 0 for embeddings", y="intrinsic dimension", measure=_measure, sentence=_sentence, log="y",
+               x="block", y="intrinsic dimension", measure=_measure, sentence=_sentence, log="y",
                interval=INTERVAL),
     Experiment(name="dimension-overfitting", title="Intrinsic dimension of hidden states as a model overfits",
                source="Ruppik et al. 2025, arXiv:2506.01034", x="updates", y="nats, or dimensions",
