@@ -9,36 +9,34 @@ from theory.limits.liu_2023_middle import ASKED, EXPERIMENT, Recall, batch, dept
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(ASKED), st.integers(0, 1000))
-def test_rows_ask_for_pairs_of_their_own_once_each(asked, seed):
+def test_rows_ask_for_facts_of_their_own_once_each(asked, seed):
     how = Recall(asked=asked)
-    rows = batch(how, np.random.default_rng(seed), 9)
-    assert rows.shape == (9, 32) and rows.min() >= 0 and rows.max() < 48
-    for row in rows:
-        keys, values = row[:24:2], row[1:24:2]
-        told = dict(zip(keys, values, strict=True))
-        assert len(told) == 12 and (keys < 24).all() and (values >= 24).all()
-        assert [told[key] for key in row[24::2]] == row[25::2].tolist()
-        assert len(set(row[24::2])) == 4
+    rows, answers = batch(how, np.random.default_rng(seed), 9)
+    assert rows.shape == (9, 16) and answers.shape == (9, 4) and rows.min() >= 0
+    for row, said in zip(rows, answers, strict=True):
+        told = dict(np.stack(np.divmod(row[:12], 16), -1).tolist())
+        assert len(told) == 12 and (row[:12] < 256).all() and ((row[12:] >= 256) & (row[12:] < 272)).all()
+        assert [272 + told[key - 256] for key in row[12:]] == said.tolist()
+        assert len(set(row[12:])) == 4
 
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_places_are_asked_for_by_weight(asked):
     how = Recall(asked=asked)
-    rows = batch(how, np.random.default_rng(0), 6000)
-    first = np.array([np.flatnonzero(row[:24:2] == row[24])[0] for row in rows])
+    rows, _ = batch(how, np.random.default_rng(0), 6000)
+    first = (rows[:, :12] // 16 == rows[:, 12:13] - 256).argmax(1)
     share = np.bincount(first, minlength=12) / 6000
     assert share == pytest.approx(how.weights / how.weights.sum(), abs=4 * np.sqrt(0.25 / 6000))
 
 
 def test_places_that_are_given_are_asked_for():
-    how = Recall()
     places = np.tile([5, 6, 7, 8], (3, 1))
-    rows = batch(how, np.random.default_rng(0), 3, places)
-    assert (rows[:, 24::2] == rows[:, 10:18:2]).all()
+    rows, _ = batch(Recall(), np.random.default_rng(0), 3, places)
+    assert (rows[:, 12:] - 256 == rows[:, 5:9] // 16).all()
 
 
 def test_a_tiny_training_is_kept_and_follows_its_seed():
-    how = Recall(pairs=4, symbols=6, hidden=16, blocks=1, rows=4, steps=2, evaluated=8)
+    how = Recall(facts=4, symbols=6, hidden=16, blocks=1, rows=4, steps=2, evaluated=8)
     first = recall(how, 0)
     assert first.shape == (4,) and ((first >= 0) & (first <= 1)).all()
     assert (recall(how, 0) == first).all()

@@ -37,6 +37,20 @@ def test_an_exact_cache_is_the_models_own(model):
     assert torch.equal(kivi._hidden(checkpoint, text.tensor(), None, ()), exact)
 
 
+def test_the_spread_of_channels_is_that_of_the_projections(model):
+    found = kivi.channel_spread(Setting(model=model, effort=0.2))
+    checkpoint, text, _, _ = kivi._opened(model, 3, 0)
+    hidden, spread = checkpoint.embed(text.tensor()), []
+    for i in range(checkpoint.n_blocks):
+        block = checkpoint.block(i)
+        V = block.get_submodule("self_attn.v_proj")(block.get_submodule("input_layernorm")(hidden)).double()
+        size = V.square().mean((0, 1)).sqrt().reshape(2, -1)  # two heads
+        spread += (size.amax(-1) / size.median(-1).values).tolist()
+        hidden = checkpoint.run(i, block, hidden)
+    assert found["values"] == pytest.approx(torch.tensor(spread).median().item(), rel=1e-4)
+    assert found["keys"] >= 1
+
+
 def test_the_sentence_follows_the_points(model):
     points = kivi.EXPERIMENT.measure(Setting(model=model, effort=0.2))
     assert "kvquant" in kivi.EXPERIMENT.sentence(points)

@@ -75,7 +75,7 @@ def capacity(setting: Setting) -> Mapping[str, float]:
 
 def caches(setting: Setting) -> Mapping[str, float]:
     """M7: what caches of 2 bits cost, and base-2 logarithms of divergences by one axis over those by the other."""
-    from theory.limits.liu_2024_kivi import costs
+    from theory.limits.liu_2024_kivi import channel_spread, costs
 
     found = costs(setting, 2)
     kl = {name: divergence for name, (divergence, _) in found.items()}
@@ -85,6 +85,8 @@ def caches(setting: Setting) -> Mapping[str, float]:
     gain |= {f"values by channel over by token, keys by {k}, log2":
              float(np.log2(kl[f"keys by {k}, values by channel"] / kl[f"keys by {k}, values by token"]))
              for k in ("channel", "token")}  # fmt: skip
+    gain |= {f"largest channel of {side} over the median one": ratio
+             for side, ratio in channel_spread(setting).items()}  # fmt: skip
     return gain | {f"rise of perplexity, {name}": found[name][1] for name in ("kivi", "kvquant")} | {
         f"KL in nats, {name}": kl[name] for name in ("kivi", "kvquant")}  # fmt: skip
 
@@ -157,7 +159,7 @@ CLAIMS = (
           sentence="Lost in the middle: recall against position is U-shaped, as the training distribution over "
                    "positions is swept.",
           rule=tuple(above(f"depth of the U, trained on {asked}", 0.05) for asked in ("uniform", "U", "ends")),
-          scope="associative recall of twelve pairs by LLaMAs of two blocks; a model trained on documents decides what "
+          scope="associative recall of twelve facts by LLaMAs of two blocks; a model trained on documents decides what "
                 "its own data make of places"),
     Claim(id="M4", group=GROUP, kind="theorem", measure=capacity, seeds=6,
           sentence="Finite capacity forces false recall: no memory spends fewer bits on a fact than "

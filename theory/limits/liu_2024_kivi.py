@@ -106,6 +106,40 @@ def _hidden(
     return hidden
 
 
+class _Seen:
+    """Stands where a block looks for its cache, and keeps the keys and values that pass."""
+
+    states: "tuple[torch.Tensor, ...]" = ()
+
+    def update(
+        self, key_states: "torch.Tensor", value_states: "torch.Tensor", *_: object
+    ) -> "tuple[torch.Tensor, ...]":
+        self.states = key_states, value_states
+        return self.states
+
+
+def channel_spread(setting: Setting) -> dict[str, float]:
+    """Of keys and of values the largest channel's root mean square over the median one's, the median over heads.
+
+    A head of channels that are alike has about 1 to 2; ranges by channel are made for heads with outlier channels.
+    """
+    import torch
+
+    from suite.kv_cache.evaluation import take_cache
+
+    checkpoint, text, _, _ = _opened(setting.model, max(2, round(_ROWS * setting.effort)), setting.seed)
+    hidden, found = checkpoint.embed(text.tensor()), []
+    for i in range(checkpoint.n_blocks):
+        block, seen = checkpoint.block(i), _Seen()
+        take_cache(block.get_submodule("self_attn"), seen)
+        hidden = checkpoint.run(i, block, hidden)
+        sides = (torch.cat(parts).double() for parts in zip(*seen.states, strict=True))
+        sizes = torch.stack([states.square().mean((0, 2)).sqrt() for states in sides])  # (2, heads, d)
+        found.append(sizes.amax(-1) / sizes.median(-1).values)
+    keys, values = torch.cat(found, 1).median(-1).values.tolist()
+    return {"keys": keys, "values": values}
+
+
 def _measure(setting: Setting) -> list[Point]:
     points = []
     for bits in WIDTHS if setting.effort >= 1 else WIDTHS[:1]:
