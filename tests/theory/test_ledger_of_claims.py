@@ -14,7 +14,9 @@ QUICK = [claim for claim in CLAIMS if claim.tier == "quick" and not claim.on_mod
 def test_every_claim_is_there_once_and_every_verdict_is_of_one():
     ids = [claim.id for claim in CLAIMS]
     assert len(set(ids)) == len(ids) <= LEDGER and set(EARNED) <= set(ids)
-    assert {f"O{k}" for k in range(1, 8)} | {f"G{k}" for k in range(1, 6)} | {f"E{k}" for k in range(1, 10)} <= set(ids)
+    assert {f"O{k}" for k in range(1, 8)} | {f"G{k}" for k in range(1, 6)} | {f"E{k}" for k in range(1, 10)} | {
+        f"M{k}" for k in range(1, 8)
+    } == set(ids)
     assert pytest.approx(1 - 0.05 / LEDGER) == CONFIDENCE
 
 

@@ -198,4 +198,22 @@ CLAIMS = (
                 "`bitfrontier claims --run --only M7 MODEL` says it of another"),
 )  # fmt: skip
 
-WHY: dict[str, str] = {}
+WHY: dict[str, str] = {
+    "M2": "Evenly spaced frequencies keep to 2 / (Omega D), with 0.47 of it at the most (0.42 to 0.52). RoPE's are 105 "
+    "times above it at distance 1,024 (93 to 117): spread geometrically, as many pairs lie in every octave, so that "
+    "each doubling of the distance costs the same, 0.92 times ln 2 / ln b (0.85 to 0.98). The logarithmic law is off "
+    "by as much as 0.094 (0.075 to 0.112), three times the margin, because 64 pairs are too few for its integral: from "
+    "a distance of 22 on neighbors' angles differ by more than half a turn, and their scatter accounts for all of it "
+    "(0.96 of what random angles give, 0.90 to 1.02). That same scatter leaves the exponent by which D is told from "
+    "D + 8 without a value in three of six seeds.",
+    "M6": "A flip of a stored bit at random costs int8 52 times less than bfloat16 in the mean (31 to 87), and int4 31 "
+    "times less (20 to 49): 5.7% of bfloat16's bits move predictions by 0.1 nats or more, 0.17% and 0.19% of the "
+    "integers'. A float's exponent can make one weight 10^38; a code stays within the range of its group, and only the "
+    "16 bits of a scale among 1,040 (int8) or 528 (int4) can do more, each about 2^20 or 2^18 times as much as a "
+    "code's. The typical flip is worse at 4 bits, ten times in the median (4 to 25), because half of bfloat16's bits "
+    "are low ones of its mantissa; at 8 bits it is about bfloat16's (between a fifth and five times). A Hadamard "
+    "rotation changes neither, with weights that are about Gaussian before it.",
+    "M7": "At 2 bits KIVI raises perplexity by 6.7% (5.7% to 7.7%) and KVQuant by 12.6% (11.1% to 14.1%) where nearly "
+    "all of the cache is rounded, three and six times the margin. Values are better off by token, by 6.6% of KL (3.4% "
+    "to 9.9%); keys by token too, by 9.6% (1.4% to 18.4%), against the claim. Both are small beside the cost itself.",
+}
