@@ -14,7 +14,8 @@ EARNED: dict[str, Verdict] = {
     "G1": "conditional", "G2": "refuted", "G3": "conditional", "G4": "conditional", "G5": "confirmed",
     "E1": "confirmed", "E2": "conditional", "E3": "confirmed", "E4": "confirmed", "E5": "conditional",
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
-    "M1": "confirmed", "M2": "conditional", "M3": "refuted", "M4": "confirmed", "M6": "conditional", "M7": "conditional",
+    "M1": "confirmed", "M2": "conditional", "M3": "refuted", "M4": "confirmed",
+    "M6": "conditional", "M7": "conditional",
 }  # fmt: skip
 _ORDER = ("O", "G", "E", "M")
 _KNOWN = sorted((*outliers.CLAIMS, *grids.CLAIMS, *bounds.CLAIMS, *limits.CLAIMS),

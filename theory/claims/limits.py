@@ -206,11 +206,11 @@ WHY: dict[str, str] = {
     "a distance of 22 on neighbors' angles differ by more than half a turn, and their scatter accounts for all of it "
     "(0.96 of what random angles give, 0.90 to 1.02). That same scatter leaves the exponent by which D is told from "
     "D + 8 without a value in three of six seeds.",
-    "M3": "A model that is asked for all places alike recalls all of them alike: the worse end is 0.021 below the middle "
-    "(0.067 below to 0.025 above), and no U is above the margin of 0.05. Asked for the ends most or only, it recalls "
-    "the middle as well (depths of -0.005, -0.053 to 0.043, and 0.001, -0.032 to 0.034), at 91% to 92% of right "
-    "answers: to look a key up is learned once for all places, and rotary embeddings of sixteen positions do not stand "
-    "in its way. What loses the middle must come from data or lengths that this task does not have.",
+    "M3": "A model that is asked for all places alike recalls all of them alike: the worse end is 0.021 below the "
+    "middle (0.067 below to 0.025 above), and no U is above the margin of 0.05. Asked for the ends most or only, it "
+    "recalls the middle as well (depths of -0.005, -0.053 to 0.043, and 0.001, -0.032 to 0.034), at 91% to 92% of "
+    "right answers: to look a key up is learned once for all places, and rotary embeddings of sixteen positions do "
+    "not stand in its way. What loses the middle must come from data or lengths that this task does not have.",
     "M6": "A flip of a stored bit at random costs int8 52 times less than bfloat16 in the mean (31 to 87), and int4 31 "
     "times less (20 to 49): 5.7% of bfloat16's bits move predictions by 0.1 nats or more, 0.17% and 0.19% of the "
     "integers'. A float's exponent can make one weight 10^38; a code stays within the range of its group, and only the "

@@ -109,13 +109,14 @@ def _hidden(
 class _Seen:
     """Stands where a block looks for its cache, and keeps the keys and values that pass."""
 
-    states: "tuple[torch.Tensor, ...]" = ()
+    def __init__(self) -> None:
+        self.states: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(
         self, key_states: "torch.Tensor", value_states: "torch.Tensor", *_: object
     ) -> "tuple[torch.Tensor, ...]":
-        self.states = key_states, value_states
-        return self.states
+        self.states.append((key_states, value_states))
+        return key_states, value_states
 
 
 def channel_spread(setting: Setting) -> dict[str, float]:
