@@ -26,6 +26,16 @@ from theory.entropy import (
 from theory.expansion import equal_bits, franco_2025_null_space
 from theory.experiment import Experiment
 from theory.grids import block_sizes, distance, element_formats, one_outlier
+from theory.limits import (
+    crowding,
+    flipped_models,
+    guo_2026_membership,
+    hidden_states,
+    intrinsic_dimension,
+    liu_2023_middle,
+    liu_2024_kivi,
+    su_2021_rope,
+)
 from theory.spectra import experiments as spectra
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -57,4 +67,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     mantissa_noise.EXPERIMENT,
     zip_selection.EXPERIMENT,
     *description_length.EXPERIMENTS,
+    *crowding.EXPERIMENTS,
+    su_2021_rope.EXPERIMENT,
+    liu_2023_middle.EXPERIMENT,
+    guo_2026_membership.EXPERIMENT,
+    intrinsic_dimension.EXPERIMENT,
+    *hidden_states.EXPERIMENTS,
+    *flipped_models.EXPERIMENTS,
+    liu_2024_kivi.EXPERIMENT,
 )

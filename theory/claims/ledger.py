@@ -6,7 +6,7 @@ Verdicts are those of the shipped model, from seed 0 on, in the quick tier.
 from dataclasses import replace
 
 from suite.findings import Verdict
-from theory.claims import bits, bounds, entropy, grids, learning, outliers, quality
+from theory.claims import bits, bounds, entropy, grids, learning, limits, outliers, quality
 from theory.claims.frame import Claim
 from theory.claims.why import WHY
 
@@ -19,9 +19,11 @@ EARNED: dict[str, Verdict] = {
     "E6": "conditional", "E7": "conditional", "E8": "conditional", "E9": "confirmed",
     "N1": "refuted", "N2": "conditional", "N3": "conditional", "N4": "conditional", "N5": "confirmed",
     "N6": "conditional", "N7": "undecided", "N8": "confirmed",
+    "M1": "confirmed", "M2": "conditional", "M3": "refuted", "M4": "confirmed",
+    "M6": "conditional", "M7": "conditional",
 }  # fmt: skip
 _ORDER = "BQOGENLM"
-_GROUPS = (bits, quality, outliers, grids, bounds, entropy, learning)
+_GROUPS = (bits, quality, outliers, grids, bounds, entropy, learning, limits)
 _KNOWN = sorted((claim for group in _GROUPS for claim in group.CLAIMS),
                 key=lambda claim: (_ORDER.index(claim.id[0]), int(claim.id[1:])))  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(
