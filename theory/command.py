@@ -12,13 +12,16 @@ import click
 
 if TYPE_CHECKING:
     from suite.findings import VerdictRow
-    from theory.claims.frame import Claim, Tier
+    from theory.claims.frame import Claim
+    from theory.experiment import Tier
 
 _STORE = click.option("--store", type=click.Path(path_type=Path, dir_okay=False), default=Path("bitfrontier.db"),
                       show_default=True)  # fmt: skip
 _MODEL = click.option("--model", default="reference", show_default=True, help="What those are measured on that look at "
                       "a model: as `bitfrontier run` takes it.")  # fmt: skip
 _SEED = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first one.")
+_TIER = click.option("--tier", type=click.Choice(["quick", "full", "nightly"]), default="quick", show_default=True,
+                     help="Also those that take minutes, or that have models to train.")  # fmt: skip
 _EFFORT = click.option("--effort", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
                        help="How many draws, as a multiple of the quick tier's.")  # fmt: skip
 
@@ -26,12 +29,13 @@ _EFFORT = click.option("--effort", type=click.FloatRange(0, min_open=True), defa
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--list", "listing", is_flag=True, help="Name the experiments, and run none.")
+@_TIER
 @_MODEL
 @_SEED
 @_EFFORT
 @_STORE
-def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -> None:
-    """Run the theory's experiments, all or those of these names, and say what each has found.
+def theory(names: tuple[str, ...], listing: bool, tier: "Tier", store: Path, **options: Any) -> None:
+    """Run the theory's experiments, all of a tier or those of these names, and say what each has found.
 
     Their figures are on the page that `bitfrontier report` makes of the store. What the store has of this code is not
     run again.
@@ -39,7 +43,7 @@ def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -
     from rich.console import Console
     from rich.progress import track
 
-    from theory.experiment import Setting
+    from theory.experiment import TIERS, Setting
     from theory.experiments import EXPERIMENTS
 
     chosen = _chosen(names, {experiment.name: experiment for experiment in EXPERIMENTS}, "experiment")
@@ -47,6 +51,8 @@ def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -
         for experiment in chosen:
             click.echo(f"{experiment.name}: {experiment.title} ({experiment.source})")
         return
+    within = TIERS[: TIERS.index(tier) + 1]
+    chosen = [experiment for experiment in chosen if names or experiment.tier in within]
     _prepare(store)
     from theory.running import as_point, points_of
 
@@ -61,8 +67,7 @@ def theory(names: tuple[str, ...], listing: bool, store: Path, **options: Any) -
 @click.argument("model", default="reference")
 @click.option("--run", "running", is_flag=True, help="Measure those that the store has no verdict on.")
 @click.option("--only", multiple=True, metavar="ID", help="O1, E7 ..; repeatable, all by default.")
-@click.option("--tier", type=click.Choice(["quick", "full", "nightly"]), default="quick", show_default=True,
-              help="With --run: also those that take minutes, or that have models to train.")  # fmt: skip
+@_TIER
 @click.option("--json", "as_json", is_flag=True)
 @_SEED
 @_EFFORT
@@ -82,8 +87,7 @@ def claims(
     verdicts: dict[str, VerdictRow] = {}
     if running:
         _prepare(store)
-        from theory.claims.frame import TIERS
-        from theory.experiment import Setting
+        from theory.experiment import TIERS, Setting
         from theory.running import verdict_of
 
         setting = Setting(store=store, **options)

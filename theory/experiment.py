@@ -7,7 +7,10 @@ torch: experiments that need it import it when they run.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+Tier = Literal["quick", "full", "nightly"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,9 @@ class Experiment:
 
     `name` is its key in stores and file names; `title` says what the figure shows, `source` where the mathematics is
     from; `x` and `y` are axis labels with units, logarithmic where `log` holds their letter. `interval` says what the
-    points' intervals are, `on_model` whether it looks at the setting's model. `sentence` draws the conclusion from the
-    points, with their figures, whatever they are.
+    points' intervals are, `on_model` whether it looks at the setting's model, `tier` how long it takes: seconds,
+    minutes, or with models to train first. `sentence` draws the conclusion from the points, with their figures,
+    whatever they are.
     """
 
     name: str
@@ -59,3 +63,4 @@ class Experiment:
     log: Literal["", "x", "y", "xy"] = ""
     interval: str = ""
     on_model: bool = False
+    tier: Tier = "quick"

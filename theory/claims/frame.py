@@ -12,14 +12,11 @@ for a ledger of n claims (Bonferroni), so that all of them do with 95%, however 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from suite.findings import Kind, Verdict
-from theory.experiment import Setting
+from theory.experiment import Setting, Tier
 from theory.replication import interval
-
-Tier = Literal["quick", "full", "nightly"]
-TIERS: tuple[Tier, ...] = get_args(Tier)
 
 LEDGER = 62  # claims in all, B to M, those among them that are not yet decided
 CONFIDENCE = 1 - 0.05 / LEDGER

@@ -149,9 +149,9 @@ EXPERIMENTS = (
     Experiment(name="entropy-description-length", title="Two-part description length against width, RTN",
                source="Rissanen 1978; derivation of the module", x="bits of a weight",
                y="description, bits per weight", measure=_curves, sentence=_of_curves, log="y", interval=INTERVAL,
-               on_model=True),
+               tier="full", on_model=True),
     Experiment(name="entropy-best-width", title="The width of the least description against the text's length",
                source="Rissanen 1978; derivation of the module", x="tokens for each weight",
                y="width of the least description, bits", measure=_measure, sentence=_sentence, log="x",
-               interval=INTERVAL, on_model=True),
+               tier="full", interval=INTERVAL, on_model=True),
 )  # fmt: skip

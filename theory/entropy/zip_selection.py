@@ -219,5 +219,6 @@ EXPERIMENT = Experiment(
     y="loss on held-out text, nats per token",
     measure=_measure,
     sentence=_sentence,
+    tier="nightly",
     interval=INTERVAL,
 )

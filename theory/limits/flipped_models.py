@@ -250,5 +250,6 @@ EXPERIMENTS = (
                sentence=_sentence_sizes, interval=INTERVAL),
     Experiment(name="bit-flips-predictions", title="What one flipped bit does to a model's predictions", on_model=True,
                source="derivation of `theory.limits.flipped_models`", x="bit, from the lowest",
-               y="log10 of the median KL, nats a token", measure=_measure, sentence=_sentence, interval=INTERVAL),
+               y="log10 of the median KL, nats a token", measure=_measure, sentence=_sentence, tier="full",
+               interval=INTERVAL),
 )  # fmt: skip

@@ -195,8 +195,9 @@ EXPERIMENTS = (
     Experiment(name="dimension-of-states", title="Intrinsic dimension of hidden states, layer by layer", on_model=True,
                source="Facco et al. 2017; Levina, Bickel 2004; Ruppik et al. 2025, arXiv:2506.01034",
                x="block", y="intrinsic dimension", measure=_measure, sentence=_sentence, log="y",
-               interval=INTERVAL),
+               tier="full", interval=INTERVAL),
     Experiment(name="dimension-overfitting", title="Intrinsic dimension of hidden states as a model overfits",
                source="Ruppik et al. 2025, arXiv:2506.01034", x="updates", y="nats, or dimensions",
-               measure=_measure_overfitting, sentence=_sentence_overfitting, log="x", interval=INTERVAL),
+               measure=_measure_overfitting, sentence=_sentence_overfitting, log="x", tier="nightly",
+               interval=INTERVAL),
 )  # fmt: skip

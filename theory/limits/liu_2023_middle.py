@@ -180,5 +180,6 @@ EXPERIMENT = Experiment(
     y="share of right answers",
     measure=_measure,
     sentence=_sentence,
+    tier="nightly",
     interval=INTERVAL,
 )

@@ -163,6 +163,7 @@ EXPERIMENT = Experiment(
     measure=_measure,
     sentence=_sentence,
     log="y",
+    tier="full",
     interval=INTERVAL,
     on_model=True,
 )
