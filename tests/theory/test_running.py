@@ -88,6 +88,16 @@ def test_the_command_says_what_experiments_found(tmp_path):
     assert not (tmp_path / "no.db").exists()
 
 
+def test_experiments_that_take_longer_are_of_other_tiers_or_named(tmp_path, monkeypatch):
+    slow = replace(SQUARES, name="slow", tier="full")
+    monkeypatch.setattr(theory.experiments, "EXPERIMENTS", (SQUARES, slow))
+    ran = []
+    for asked in ((), ("slow",), ("--tier", "nightly")):
+        said = run(theory.command.theory, *asked, "--store", tmp_path / "s.db").output
+        ran.append([line.split()[0] for line in said.splitlines()])
+    assert ran == [["squares"], ["slow"], ["squares", "slow"]]
+
+
 def test_the_ledger_lists_what_was_not_run_and_runs_what_is_asked(tmp_path):
     store = tmp_path / "s.db"
     before = json.loads(run(theory.command.claims, "--json", "--store", store).stdout)
