@@ -223,7 +223,7 @@ CLAIMS = (
     Claim(id="O4", group=GROUP, kind="mechanism", measure=rotation, on_model=True, seeds=6, scope=_OWN.format("O4"),
           sentence="A random Hadamard rotation lowers kurtosis toward a Gaussian's and leaves the function unchanged.",
           rule=(below("rotated over without", 0.5), below("relative change of logits", 1e-4))),
-    Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, tier="full",
+    Claim(id="O5", group=GROUP, kind="scale-dependent", measure=learned_rotations, on_model=True, tier="full", seeds=6,
           takes="cases", scope=_OWN.format("O5"),
           sentence="A learned rotation (SpinQuant) beats a random one; DuQuant's rotation plus zigzag permutation "
                    "beats both when outliers are massive.",
