@@ -4,14 +4,13 @@ A seed is a draw of calibration rows; of a model whose layers differ, what is re
 all of its layers.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from theory.cells import kl_of, recipe_of, records
 from theory.claims.frame import Claim, above, below
 from theory.experiment import Setting
 
@@ -166,16 +165,12 @@ def learned_rotations(setting: Setting) -> Mapping[str, float]:
 
 
 def _kl(model: str, methods: tuple[str, ...], setting: Setting) -> dict[str, float]:
-    """Each method's divergence in nats at 4 bits, by the suite's own cells; a cell that fails raises `ValueError`."""
-    from suite import run
+    """Each method's divergence in nats at 4 bits, of weights and inputs, by the suite's own cells of the smoke tier."""
+    from suite.recipe import with_activations
 
-    with tempfile.TemporaryDirectory() as place:
-        records = run(model, methods=list(methods), bits=[4], activation_bits=4, tier="smoke", seed=setting.seed,
-                      store=Path(place, "cells.db"), jobs=1, command="bitfrontier claims")  # fmt: skip
-    for record in records:
-        if record.kl is None:
-            raise ValueError(f"{model} {record.method}: {record.status}, {record.reason}")
-    return {record.method: float(record.kl or 0.0) for record in records}
+    recipes = [with_activations(recipe_of(name, 4), 4) for name in methods]
+    found = records(replace(setting, model=model), recipes, tier="smoke")
+    return {name: kl_of(record) for name, record in zip(methods, found, strict=True)}
 
 
 def stiffness(setting: Setting) -> Mapping[str, float]:

@@ -57,9 +57,8 @@ def wall(setting: Setting) -> Mapping[str, float]:
 
 def stack(setting: Setting) -> Mapping[str, float]:
     """Q3: what GPTQ, SmoothQuant and AWQ are worth in bits, in the mean over the others, and all of them together."""
-    from suite.cells import with_activations
     from suite.grids import Integer
-    from suite.recipe import Recipe, Target
+    from suite.recipe import Recipe, Target, with_activations
     from suite.rounding import Feedback, Nearest
     from suite.transforms import AwqScale, SmoothScale
 
