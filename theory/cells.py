@@ -1,7 +1,7 @@
 """Cells of the suite as experiments ask for them: what the store has is taken, and what it lacks is run and kept there.
 
-They are cells that `bitfrontier run` makes, of the default tier unless another is asked for. Torch is imported when cells
-are asked for.
+They are cells that `bitfrontier run` makes, of the default tier unless another is asked for. Torch is imported when
+cells are asked for.
 """
 
 from collections.abc import Sequence
